@@ -1,0 +1,145 @@
+//! What the examples share: a deployment to work on, progress for a person, a report for a program, one-line failures.
+
+mod progress;
+
+use std::{process::ExitCode, sync::Arc};
+
+use mongo_backup::{LocalArchive, MemoryArchive, Repository};
+use mongo_core::{CancellationToken, ConnectOptions, Deployment, Error, Result, connect, progress::ProgressSink};
+use mongo_testkit::TestDeployment;
+use serde::Serialize;
+
+pub use progress::{TerminalProgress, human_bytes};
+
+/// Runs an example: prints a failure on one line to standard error and turns it into the exit code.
+pub fn run(work: impl Future<Output = Result<ExitCode>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(work);
+    // Connections that are still being closed need not hold the exit up.
+    runtime.shutdown_background();
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {}", error.report());
+        ExitCode::FAILURE
+    })
+}
+
+/// A deployment: the one at a URI, or a MongoDB of the example's own.
+#[derive(Debug)]
+pub struct Host {
+    /// The deployment.
+    pub deployment: Deployment,
+    embedded: Option<TestDeployment>,
+}
+
+impl Host {
+    /// Connects to `uri`, or starts a one-member replica set that ends with this value.
+    ///
+    /// # Errors
+    /// Those of connecting, or what the machine lacks to bring a MongoDB.
+    pub async fn at(uri: Option<&str>) -> Result<Self> {
+        match uri {
+            Some(uri) => Ok(Self {
+                deployment: connect(ConnectOptions::from_uri(uri)?.with_app_name("mongo-examples")).await?,
+                embedded: None,
+            }),
+            None => Self::embedded(0.25).await,
+        }
+    }
+
+    /// Starts a one-member replica set with a cache of this many gigabytes.
+    ///
+    /// # Errors
+    /// What the machine lacks to bring a MongoDB.
+    pub async fn embedded(cache_gb: f64) -> Result<Self> {
+        let started = TestDeployment::replica_set(1).with_cache_gb(cache_gb).start().await;
+        let embedded = started
+            .map_err(|error| Error::invalid(format!("cannot bring a MongoDB of its own, give one with --uri: {error}")))?;
+        let deployment = connect(ConnectOptions::from_uri(embedded.uri())?.with_app_name("mongo-examples")).await?;
+        Ok(Self { deployment, embedded: Some(embedded) })
+    }
+
+    /// The URI given, or that of the embedded deployment.
+    pub fn uri(&self, given: Option<&str>) -> String {
+        match (&self.embedded, given) {
+            (Some(embedded), _) => embedded.uri(),
+            (None, given) => given.unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// Where it came from, for a person.
+    pub fn describe(&self) -> String {
+        let deployment = &self.deployment;
+        match &self.embedded {
+            Some(embedded) => {
+                format!("MongoDB {}, {}, {}", deployment.server_version(), deployment.topology(), embedded.source())
+            }
+            None => format!("MongoDB {}, {}", deployment.server_version(), deployment.topology()),
+        }
+    }
+}
+
+/// The repository that `--archive` names: a folder, or `mem:` for one that ends with the program.
+///
+/// # Errors
+/// Those of [`Repository::open_or_init`] and [`Repository::open`].
+pub async fn repository(archive: &str, access: Access) -> Result<Repository> {
+    if archive == "mem:" {
+        return Repository::open_or_init(MemoryArchive::new()).await;
+    }
+    if let Some((scheme, _)) = archive.split_once("://") {
+        return Err(Error::invalid(format!("archives at {scheme}:// are not built into this program: give a folder, or mem:")));
+    }
+    let local = LocalArchive::new(archive)?;
+    match access {
+        Access::Existing => Repository::open(local).await,
+        Access::MayCreate => Repository::open_or_init(local).await,
+    }
+}
+
+/// Whether a repository must exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// It must.
+    Existing,
+    /// It may be made.
+    MayCreate,
+}
+
+/// Prints a report as one JSON document on standard output.
+///
+/// # Errors
+/// A report that JSON cannot hold.
+pub fn print_json(report: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(report)
+        .map_err(|error| Error::internal("the report cannot be written as JSON").with_source(error))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// Progress on standard error.
+pub fn terminal_progress() -> Arc<dyn ProgressSink> {
+    Arc::new(TerminalProgress::new())
+}
+
+/// A token that the first Ctrl-C cancels; the second ends the program at once.
+pub fn cancel_on_interrupt() -> CancellationToken {
+    let token = CancellationToken::new();
+    let canceller = token.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            eprintln!("stopping; interrupt again to stop at once");
+            canceller.cancel();
+            if tokio::signal::ctrl_c().await.is_ok() {
+                std::process::exit(130);
+            }
+        }
+    });
+    token
+}

@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+
+mod archive;
+mod backup;
+pub mod metrics;
+mod repository;
+mod restore;
+mod verify;
+
+#[doc = include_str!("../docs/format.md")]
+pub mod format {}
+
+pub use mongo_core::{self, Error, ErrorKind, Result};
+
+pub use archive::{ArchiveSink, LocalArchive, MemoryArchive, ObjectMeta, ObjectName, PutMode, PutOutcome};
+#[cfg(any(test, feature = "testkit"))]
+pub use archive::{FailingArchive, FailureMode, conformance};
+pub use backup::{Backup, BackupBuilder, BackupPlan, BackupReport, BackupSettings, ConsistencyDemand, NamespaceReport};
+pub use repository::{
+    Repository, SnapshotChoice, SnapshotList,
+    manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
+};
+pub use restore::{
+    DefinitionFailure, DropExisting, PlannedNamespace, RefusedDocument, Restore, RestoreAction, RestoreBuilder, RestoreItem,
+    RestoreMode, RestorePlan, RestoreReport, RestoreSettings, RestoreSummary,
+};
+pub use verify::{Problem, Verify, VerifyReport};

@@ -1,0 +1,279 @@
+//! What a snapshot is: its manifest, and the record of each namespace in its catalog.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+
+use mongo_core::{
+    Error, Namespace, NamespaceSelection, Result, Topology,
+    bson::{DateTime, RawArrayBuf, RawDocument, RawDocumentBuf, Timestamp, cstr, rawdoc},
+    transfer::catalog::{CollectionEntry, CollectionKind, LeftOut},
+};
+use serde::{Deserialize, Serialize};
+
+use super::tree::TreeRoot;
+
+/// The name of a snapshot: the second of its making in UTC and eight random hexadecimal digits, as in
+/// `20260228t021503z-5f0c2a91`. Names sort by time.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotId(String);
+
+impl SnapshotId {
+    pub(crate) fn generate(now: DateTime) -> Result<Self> {
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).map_err(|error| Error::internal(format!("no randomness to be had: {error}")))?;
+        let text = now.try_to_rfc3339_string().map_err(|error| Error::internal("the clock shows no date").with_source(error))?;
+        let second: String = text.chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
+        format!("{}z-{}", second.to_ascii_lowercase(), hex::encode(random)).parse()
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SnapshotId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let good = text.len() == 25
+            && text.bytes().enumerate().all(|(position, byte)| match position {
+                8 => byte == b't',
+                15 => byte == b'z',
+                16 => byte == b'-',
+                0..=14 => byte.is_ascii_digit(),
+                _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
+            });
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::invalid("this is no snapshot id: list the snapshots to see theirs")
+                .with_context("got", text.escape_debug()))
+        }
+    }
+}
+
+impl TryFrom<String> for SnapshotId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<SnapshotId> for String {
+    fn from(id: SnapshotId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How the documents of a snapshot relate to each other in time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum Consistency {
+    /// Everything was read as it was at one cluster time, but for the namespaces named.
+    #[non_exhaustive]
+    PointInTime {
+        /// The cluster time.
+        cluster_time: Timestamp,
+        /// Namespaces that the server cannot read at a cluster time, each with the reason; they were read at about that time.
+        exceptions: BTreeMap<String, String>,
+    },
+    /// Each document was read whole, but one at another time than the next.
+    #[non_exhaustive]
+    BestEffort {
+        /// Why it is no better.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Consistency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PointInTime { cluster_time, exceptions } => {
+                write!(f, "point in time {}.{}", cluster_time.time, cluster_time.increment)?;
+                if exceptions.is_empty() {
+                    Ok(())
+                } else {
+                    write!(f, ", but for {}", exceptions.keys().cloned().collect::<Vec<_>>().join(", "))
+                }
+            }
+            Self::BestEffort { reason } => write!(f, "best effort: {reason}"),
+        }
+    }
+}
+
+/// What a snapshot holds and how it came about.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct SnapshotManifest {
+    /// Its name.
+    pub id: SnapshotId,
+    /// Wall-clock time at which the backup began.
+    pub started: DateTime,
+    /// Wall-clock time at which it was complete.
+    pub finished: DateTime,
+    /// The version of the server that was read.
+    pub server_version: String,
+    /// What kind of deployment it was.
+    pub topology: Topology,
+    /// How the documents relate in time.
+    pub consistency: Consistency,
+    /// The cluster time from which a later backup or an oplog replay must go on; none for a standalone.
+    pub resume_point: Option<Timestamp>,
+    /// What was asked for.
+    pub selection: NamespaceSelection,
+    /// What the selection covered but the snapshot does not hold, and why.
+    pub left_out: Vec<LeftOut>,
+    /// Collections and views.
+    pub namespaces: u64,
+    /// Documents.
+    pub documents: u64,
+    /// Bytes of the documents as BSON.
+    pub bytes: u64,
+    /// Segments of documents and nodes that this backup stored.
+    pub new_segments: u64,
+    /// Segments and nodes that the repository had already.
+    pub reused_segments: u64,
+    /// Bytes that this backup added to the archive as segments.
+    pub stored_bytes: u64,
+    /// Which program wrote it, with its version.
+    pub tool: String,
+    pub(crate) catalog: TreeRoot,
+}
+
+impl SnapshotManifest {
+    /// How long the backup took, by the wall clock.
+    pub fn duration(&self) -> Duration {
+        let millis = self.finished.timestamp_millis().saturating_sub(self.started.timestamp_millis());
+        Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+    }
+}
+
+/// A namespace in a snapshot.
+#[derive(Clone, Debug)]
+pub struct SnapshotNamespace {
+    pub(crate) entry: CollectionEntry,
+    pub(crate) root: TreeRoot,
+    pub(crate) boundary_bits: u8,
+}
+
+impl SnapshotNamespace {
+    /// Its name.
+    pub fn namespace(&self) -> &Namespace {
+        self.entry.namespace()
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> CollectionKind {
+        self.entry.kind()
+    }
+
+    /// Its definition.
+    pub fn entry(&self) -> &CollectionEntry {
+        &self.entry
+    }
+
+    /// Documents; of a time-series collection its buckets.
+    pub fn documents(&self) -> u64 {
+        u64::try_from(self.root.documents).unwrap_or(0)
+    }
+
+    /// Bytes of BSON.
+    pub fn bytes(&self) -> u64 {
+        u64::try_from(self.root.bytes).unwrap_or(0)
+    }
+
+    /// Segments.
+    pub fn segments(&self) -> u64 {
+        u64::try_from(self.root.segments).unwrap_or(0)
+    }
+
+    /// The record as a document of the snapshot's catalog.
+    pub(crate) fn to_document(&self) -> Result<RawDocumentBuf> {
+        let kind = match self.kind() {
+            CollectionKind::Collection => "collection",
+            CollectionKind::TimeSeries => "timeseries",
+            CollectionKind::View => "view",
+            other => return Err(Error::internal(format!("a kind of collection without a name in the format: {other}"))),
+        };
+        let mut indexes = RawArrayBuf::new();
+        for index in self.entry.indexes() {
+            indexes.push(index.clone());
+        }
+        let mut record = rawdoc! { "_id": self.namespace().to_string(), "kind": kind };
+        record.append(cstr!("info"), self.entry.info().to_owned());
+        record.append(cstr!("indexes"), indexes);
+        record.append(cstr!("boundaryBits"), i32::from(self.boundary_bits));
+        let root = mongo_core::bson::serialize_to_vec(&self.root)?;
+        record.append(cstr!("root"), RawDocumentBuf::from_bytes(root)?);
+        Ok(record)
+    }
+
+    pub(crate) fn from_document(record: &RawDocument) -> Result<Self> {
+        let malformed =
+            |error: mongo_core::bson::error::Error| Error::corrupt("a catalog record is malformed").with_source(error);
+        let namespace: Namespace = record.get_str("_id").map_err(malformed)?.parse()?;
+        let kind = match record.get_str("kind").map_err(malformed)? {
+            "collection" => CollectionKind::Collection,
+            "timeseries" => CollectionKind::TimeSeries,
+            "view" => CollectionKind::View,
+            _ => return Err(Error::corrupt("a catalog record is of an unknown kind").with_context("namespace", &namespace)),
+        };
+        let info = record.get_document("info").map_err(malformed)?.to_owned();
+        let mut indexes = Vec::new();
+        for index in record.get_array("indexes").map_err(malformed)? {
+            let index = index.map_err(malformed)?;
+            let index = index.as_document().ok_or_else(|| Error::corrupt("a catalog record is malformed"))?;
+            indexes.push(index.to_owned());
+        }
+        let root: TreeRoot =
+            mongo_core::bson::deserialize_from_slice(record.get_document("root").map_err(malformed)?.as_bytes())?;
+        let bits = u8::try_from(record.get_i32("boundaryBits").map_err(malformed)?)
+            .map_err(|_| Error::corrupt("a catalog record is malformed"))?;
+        Ok(Self { entry: CollectionEntry::from_parts(namespace, kind, info, indexes)?, root, boundary_bits: bits })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_read_as_they_are_written_and_sort_by_time() {
+        let early = SnapshotId::generate(DateTime::from_millis(0)).unwrap();
+        let late = SnapshotId::generate(DateTime::from_millis(1_800_000_000_000)).unwrap();
+        assert!(early < late);
+        assert!(early.as_str().starts_with("19700101t000000z-"));
+        assert_eq!(late.as_str().parse::<SnapshotId>().unwrap(), late);
+        for bad in ["", "latest", "../../x", "19700101t000000z-0000000G"] {
+            assert!(bad.parse::<SnapshotId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn records_read_as_they_are_written() {
+        let info = rawdoc! { "name": "c", "type": "collection", "options": { "capped": true, "size": 4096 } };
+        let index = rawdoc! { "v": 2, "key": { "_id": 1 }, "name": "_id_" };
+        let entry = CollectionEntry::from_parts("db.c".parse().unwrap(), CollectionKind::Collection, info, vec![index]).unwrap();
+        let record =
+            SnapshotNamespace { entry, root: TreeRoot { node: None, documents: 0, bytes: 0, segments: 0 }, boundary_bits: 6 };
+        let read = SnapshotNamespace::from_document(&record.to_document().unwrap()).unwrap();
+        assert_eq!(read.entry, record.entry);
+        assert_eq!((read.root, read.boundary_bits), (record.root, 6));
+    }
+}

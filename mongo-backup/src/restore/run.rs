@@ -1,0 +1,412 @@
+//! Carrying a plan out: collections, documents, views, and indexes last.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use mongo_core::{
+    CancellationToken, Error, ErrorKind, Namespace, Result,
+    bson::{Bson, RawDocument, doc},
+    clock::{Clock as _, SystemClock},
+    progress::{PhaseMeter, Total},
+    transfer::{
+        catalog::{CollectionEntry, CollectionKind},
+        write::{Refused, WriteMode, WriteOutcome, WriteTarget},
+    },
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{DefinitionFailure, DropExisting, RefusedDocument, Restore, RestoreItem, RestoreMode, RestorePlan, RestoreReport};
+use crate::{
+    metrics::RestoreMetrics,
+    repository::{
+        Repository, documents_of,
+        reader::TreeWalk,
+        segment::{Content, SegmentId},
+        tree::TreeEntry,
+    },
+};
+
+impl RestorePlan<'_> {
+    /// Carries the plan out: makes the collections, writes the documents, makes the views, builds the indexes.
+    ///
+    /// New collections take every document, also those that their own validator would refuse: so they were in the source.
+    /// GridFS chunks are written before the files that they belong to. A document that the target refuses is counted and reported and does not
+    /// stop the others, and neither does an index that cannot be built.
+    ///
+    /// # Errors
+    /// `CorruptData` naming the pack that is damaged or missing, `Cancelled` by the token, else the server's or the archive's own.
+    /// What was written until then stays: run the restore again with `drop_existing`.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the target half restored, as an error does.
+    #[tracing::instrument(skip_all, name = "restore", fields(snapshot = %self.manifest.id))]
+    pub async fn execute(self) -> Result<RestoreReport> {
+        let clock = SystemClock::new();
+        let Self { restore, manifest, items } = &self;
+        let (documents, bytes) = self.total();
+        let tally = Arc::new(Tally::new(restore.settings.list_refused));
+        let data: Vec<&RestoreItem> = items.iter().filter(|item| item.source.kind() != CollectionKind::View).collect();
+        for item in items.iter() {
+            restore.check_cancelled()?;
+            restore.make_room(item).await?;
+        }
+        for item in &data {
+            restore.check_cancelled()?;
+            restore.create(item).await?;
+        }
+        let meter = Arc::new(PhaseMeter::start(Arc::clone(&restore.progress), "data", Total::exact(documents, bytes)));
+        // A reader of GridFS looks for the file first: once it is there, its chunks must be.
+        let files = gridfs_files(items);
+        let (last, first): (Vec<&RestoreItem>, Vec<&RestoreItem>) =
+            data.iter().partition(|item| files.contains(item.source.namespace()));
+        for wave in [first, last] {
+            restore.write_documents(&wave, &meter, &tally).await?;
+        }
+        if let Ok(meter) = Arc::try_unwrap(meter) {
+            meter.finish();
+        }
+        restore.make_views(items, &tally).await?;
+        restore.build_indexes(&data, &tally).await?;
+        let tally = Arc::into_inner(tally).ok_or_else(|| Error::internal("a worker outlived the restore"))?;
+        let totals = tally.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(RestoreReport {
+            snapshot: manifest.id.clone(),
+            consistency: manifest.consistency.clone(),
+            namespaces: items.len() as u64,
+            documents: totals.documents,
+            bytes: totals.bytes,
+            indexes: totals.indexes,
+            refused: totals.refused,
+            refused_documents: totals.refused_documents,
+            failures: totals.failures,
+            seconds: clock.monotonic().as_secs_f64(),
+        })
+    }
+}
+
+impl Restore {
+    fn check_cancelled(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(Error::cancelled()) } else { Ok(()) }
+    }
+
+    async fn make_room(&self, item: &RestoreItem) -> Result<()> {
+        if item.existing.is_none() || self.settings.drop_existing == DropExisting::No {
+            return Ok(());
+        }
+        let database = self.target.database(item.target.database());
+        database.run_command(doc! { "drop": item.target.collection() }).await.map_err(Error::from).map(drop).or_else(|error| {
+            if error.server_code() == Some(26) { Ok(()) } else { Err(error.with_context("dropping", &item.target)) }
+        })
+    }
+
+    async fn create(&self, item: &RestoreItem) -> Result<()> {
+        if item.existing.is_some() && self.settings.drop_existing == DropExisting::No {
+            return Ok(());
+        }
+        item.source.entry().create(&self.target, &item.target, None).await
+    }
+
+    #[tracing::instrument(skip_all)]
+    async fn write_documents(&self, items: &[&RestoreItem], meter: &Arc<PhaseMeter>, tally: &Arc<Tally>) -> Result<()> {
+        let mut running: JoinSet<Result<()>> = JoinSet::new();
+        let stop = self.cancel.child_token();
+        let hands = Arc::new(Semaphore::new(self.settings.parallel_writes.get()));
+        let feeding = async {
+            for item in items {
+                let target = Arc::new(self.write_target(item)?);
+                let writer = Writer {
+                    repository: self.repository.clone(),
+                    target,
+                    name: item.target.clone(),
+                    meter: Arc::clone(meter),
+                    metrics: self.metrics.clone(),
+                    tally: Arc::clone(tally),
+                    stop: stop.clone(),
+                };
+                let mut walk = self.repository.walk(&item.source.root)?;
+                // The order of a capped collection is part of its content: one batch after the other.
+                let in_order = item.source.entry().is_capped();
+                while let Some(group) = next_group(&mut walk).await? {
+                    if stop.is_cancelled() {
+                        return Err(Error::cancelled());
+                    }
+                    if in_order {
+                        writer.write(group).await?;
+                        continue;
+                    }
+                    let hand = Arc::clone(&hands)
+                        .acquire_owned()
+                        .await
+                        .map_err(|error| Error::internal("the writers are gone").with_source(error))?;
+                    while let Some(done) = running.try_join_next() {
+                        done??;
+                    }
+                    let writer = writer.clone();
+                    running.spawn(async move {
+                        let result = writer.write(group).await;
+                        drop(hand);
+                        result
+                    });
+                }
+            }
+            Ok(())
+        };
+        let fed: Result<()> = feeding.await;
+        if fed.is_err() {
+            stop.cancel();
+        }
+        // Every writer ends before the result is told: nothing is written behind the caller's back.
+        let mut result = fed;
+        while let Some(done) = running.join_next().await {
+            let done = done.map_err(Error::from).and_then(|done| done);
+            if let Err(error) = done {
+                stop.cancel();
+                if result.as_ref().err().is_none_or(|earlier| earlier.kind() == ErrorKind::Cancelled)
+                    && !(result.is_err() && error.kind() == ErrorKind::Cancelled)
+                {
+                    result = Err(error);
+                }
+            }
+        }
+        result
+    }
+
+    fn write_target(&self, item: &RestoreItem) -> Result<WriteTarget> {
+        let entry = item.source.entry();
+        let namespace = match entry.kind() {
+            CollectionKind::TimeSeries => item.target.sibling(format!("system.buckets.{}", item.target.collection()))?,
+            _ => item.target.clone(),
+        };
+        let mut target = WriteTarget::new(self.target.clone(), namespace);
+        let merges = item.existing.is_some() && self.settings.drop_existing == DropExisting::No;
+        target.mode = match (merges, self.settings.mode) {
+            (true, RestoreMode::Upsert | RestoreMode::Replace) => WriteMode::Upsert,
+            _ => WriteMode::Insert,
+        };
+        target.bypass_validation = !merges || self.settings.mode == RestoreMode::Replace;
+        target.ordered = entry.is_capped() && !merges;
+        target.write_concern = self.write_concern.clone();
+        Ok(target)
+    }
+
+    async fn make_views(&self, items: &[RestoreItem], tally: &Tally) -> Result<()> {
+        // A view on a view is checked against the one below, so make those first; one whose base is missing is made all the same.
+        let mut left: Vec<&RestoreItem> =
+            items.iter().filter(|item| item.source.kind() == CollectionKind::View && !self.keeps(item)).collect();
+        while !left.is_empty() {
+            let waiting: BTreeSet<Namespace> = left.iter().map(|item| item.source.namespace().clone()).collect();
+            let base_waits = |item: &&RestoreItem| {
+                let base = item.source.entry().options().get_str("viewOn").ok();
+                base.and_then(|base| item.source.namespace().sibling(base).ok())
+                    .is_some_and(|base| waiting.contains(&base) && base != *item.source.namespace())
+            };
+            let (mut later, mut now): (Vec<_>, Vec<_>) = left.into_iter().partition(base_waits);
+            if now.is_empty() {
+                // A circle: the server says what it thinks of it.
+                now = std::mem::take(&mut later);
+            }
+            for item in now {
+                self.check_cancelled()?;
+                if let Err(error) = item.source.entry().create(&self.target, &item.target, item.view_on.as_deref()).await {
+                    tally.definition_failed(&item.target, None, error)?;
+                }
+            }
+            left = later;
+        }
+        Ok(())
+    }
+
+    /// Whether a view that exists stays as it is.
+    fn keeps(&self, item: &RestoreItem) -> bool {
+        item.existing.is_some() && self.settings.drop_existing == DropExisting::No
+    }
+
+    #[tracing::instrument(skip_all)]
+    async fn build_indexes(&self, items: &[&RestoreItem], tally: &Arc<Tally>) -> Result<()> {
+        let meter = PhaseMeter::start(Arc::clone(&self.progress), "indexes", Total::Unknown);
+        for item in items {
+            self.check_cancelled()?;
+            let definitions = item.source.entry().secondary_indexes()?;
+            if definitions.is_empty() {
+                continue;
+            }
+            let all = CollectionEntry::create_indexes(&self.target, &item.target, &definitions).await;
+            match all {
+                Ok(()) => tally.built(definitions.len() as u64),
+                Err(error) if is_final(&error) => return Err(error),
+                Err(_) => {
+                    // One of them is refused: build the others, and say which.
+                    for definition in &definitions {
+                        match CollectionEntry::create_indexes(&self.target, &item.target, std::slice::from_ref(definition)).await
+                        {
+                            Ok(()) => tally.built(1),
+                            Err(error) => tally.definition_failed(&item.target, definition.get_str("name").ok(), error)?,
+                        }
+                    }
+                }
+            }
+            meter.advance(definitions.len() as u64, 0);
+        }
+        meter.finish();
+        Ok(())
+    }
+}
+
+/// Errors that are about the connection or the caller's rights, not about one definition.
+fn is_final(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Unauthorized | ErrorKind::Cancelled)
+}
+
+/// Collections that end in `.files` and have a sibling that ends in `.chunks`.
+fn gridfs_files(items: &[RestoreItem]) -> BTreeSet<Namespace> {
+    let names: BTreeSet<&Namespace> = items.iter().map(|item| item.source.namespace()).collect();
+    names
+        .iter()
+        .filter_map(|files| {
+            let prefix = files.collection().strip_suffix(".files")?;
+            let chunks = files.sibling(format!("{prefix}.chunks")).ok()?;
+            names.contains(&chunks).then(|| (*files).clone())
+        })
+        .collect()
+}
+
+/// The next segments of a tree that make a batch worth writing.
+async fn next_group(walk: &mut TreeWalk) -> Result<Option<Vec<TreeEntry>>> {
+    let mut group = Vec::new();
+    let mut bytes = 0;
+    while bytes < GROUP_BYTES {
+        let Some(entry) = walk.next().await? else { break };
+        bytes += entry.bytes;
+        group.push(entry);
+    }
+    Ok((!group.is_empty()).then_some(group))
+}
+
+/// Reads segments of one collection and writes their documents.
+#[derive(Clone)]
+struct Writer {
+    repository: Repository,
+    target: Arc<WriteTarget>,
+    name: Namespace,
+    meter: Arc<PhaseMeter>,
+    metrics: RestoreMetrics,
+    tally: Arc<Tally>,
+    stop: CancellationToken,
+}
+
+impl Writer {
+    async fn write(&self, group: Vec<TreeEntry>) -> Result<()> {
+        let ids: Vec<SegmentId> = group.iter().map(|entry| entry.id).collect();
+        let segments = self.repository.read_segments(Content::Documents, &ids).await?;
+        for (segment, entry) in segments.iter().zip(&group) {
+            let count = documents_of(segment).count() as u64;
+            if count != entry.documents || segment.len() as u64 != entry.bytes {
+                return Err(Error::corrupt("a segment does not hold what its tree says")
+                    .with_context("segment", format!("{:?}", entry.id)));
+            }
+        }
+        let documents: Vec<&RawDocument> = segments.iter().flat_map(|segment| documents_of(segment)).collect::<Result<_>>()?;
+        for batch in documents.chunks(BATCH_DOCUMENTS) {
+            if self.stop.is_cancelled() {
+                return Err(Error::cancelled());
+            }
+            let mut written = WriteOutcome::default();
+            let mut rest = batch;
+            // An ordered batch stops at a refusal; the documents behind it still want to be written.
+            loop {
+                let offset = batch.len() - rest.len();
+                let mut outcome = self.target.write(rest).await?;
+                written.written += outcome.written;
+                let stopped_at =
+                    if self.target.ordered { outcome.refused.iter().map(|refused| refused.index).max() } else { None };
+                for refused in &mut outcome.refused {
+                    refused.index += offset;
+                }
+                written.refused.append(&mut outcome.refused);
+                match stopped_at {
+                    Some(stop) if stop + 1 < rest.len() => rest = &rest[stop + 1..],
+                    _ => break,
+                }
+            }
+            let refused_bytes: u64 = written
+                .refused
+                .iter()
+                .filter_map(|refused| batch.get(refused.index))
+                .map(|document| document.as_bytes().len() as u64)
+                .sum();
+            let bytes = batch.iter().map(|document| document.as_bytes().len() as u64).sum::<u64>();
+            self.meter.advance(batch.len() as u64, bytes);
+            self.metrics.wrote(written.written, bytes - refused_bytes, written.refused.len() as u64);
+            self.tally.wrote(&self.name, written.written, bytes - refused_bytes, &written.refused);
+        }
+        Ok(())
+    }
+}
+
+/// What all writers have done together.
+struct Tally(Mutex<Totals>, usize);
+
+#[derive(Default)]
+struct Totals {
+    documents: u64,
+    bytes: u64,
+    indexes: u64,
+    refused: u64,
+    refused_documents: Vec<RefusedDocument>,
+    failures: Vec<DefinitionFailure>,
+}
+
+impl Tally {
+    fn new(listed: usize) -> Self {
+        Self(Mutex::default(), listed)
+    }
+
+    fn wrote(&self, namespace: &Namespace, documents: u64, bytes: u64, refused: &[Refused]) {
+        let mut totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        totals.documents += documents;
+        totals.bytes += bytes;
+        totals.refused += refused.len() as u64;
+        for refused in refused {
+            if totals.refused_documents.len() < self.1 {
+                totals.refused_documents.push(describe(namespace, refused));
+            }
+        }
+    }
+
+    fn built(&self, indexes: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).indexes += indexes;
+    }
+
+    fn definition_failed(&self, namespace: &Namespace, index: Option<&str>, error: Error) -> Result<()> {
+        if is_final(&error) {
+            return Err(error);
+        }
+        let failure = DefinitionFailure { namespace: namespace.clone(), index: index.map(str::to_owned), reason: error.report() };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).failures.push(failure);
+        Ok(())
+    }
+}
+
+fn describe(namespace: &Namespace, refused: &Refused) -> RefusedDocument {
+    let id =
+        Bson::try_from(refused.id.clone()).map_or_else(|_| "unreadable".to_owned(), |id| id.into_canonical_extjson().to_string());
+    let reason = match refused.code {
+        11000 if refused.is_duplicate_id() => "a document of this _id exists".to_owned(),
+        11000 => match &refused.duplicate {
+            Some(duplicate) => format!(
+                "another document has its place in the unique index on {}",
+                duplicate.pattern.keys().cloned().collect::<Vec<_>>().join(", ")
+            ),
+            None => "another document has its place in a unique index".to_owned(),
+        },
+        121 => "the collection's validator refuses it".to_owned(),
+        10334 => "it is larger than the server allows".to_owned(),
+        code => format!("server error {code}"),
+    };
+    RefusedDocument { namespace: namespace.clone(), id, code: refused.code, reason }
+}
+
+const GROUP_BYTES: u64 = 4 << 20;
+const BATCH_DOCUMENTS: usize = 10_000;

@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+
+pub mod breaker;
+pub mod clock;
+mod connect;
+mod error;
+mod health;
+pub mod metrics;
+mod namespace;
+pub mod progress;
+mod redact;
+mod retry;
+pub mod transfer;
+
+pub use mongodb;
+pub use mongodb::bson;
+
+pub use breaker::CircuitBreaker;
+pub use connect::{ConnectOptions, Deployment, ServerVersion, Topology, connect, validate_uri};
+pub use error::{BoxError, Error, ErrorKind, Result, classify_code};
+pub use health::{Health, HealthStatus};
+pub use namespace::{Namespace, NamespacePattern, NamespaceRenames, NamespaceSelection};
+pub use redact::{Secret, redact_uris};
+pub use retry::{RetryBudget, RetryPolicy, retry};
+pub use tokio_util::sync::CancellationToken;

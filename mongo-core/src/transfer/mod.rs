@@ -1,0 +1,18 @@
+//! Moving documents: what backup, migration and resharding share, each piece written once.
+//!
+//! | room | what it does |
+//! |---|---|
+//! | [`catalog`] | reads and recreates collections and indexes exactly, from raw `listCollections` to raw `create` |
+//! | [`partition`] | cuts a collection into `_id` ranges without losing mixed types |
+//! | [`scan`] | raw batches of one range, restarted from the last key, with memory bounded in bytes |
+//! | [`write`](mod@write) | raw bulk writes with an outcome for every document that was refused |
+//!
+//! Documents travel as the bytes that the server sent: nothing on the way decodes and encodes them, so duplicate field
+//! names, NaN payloads and whatever a newer server adds arrive unchanged.
+
+pub mod catalog;
+pub mod partition;
+pub mod scan;
+pub mod write;
+
+mod raw;
