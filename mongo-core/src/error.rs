@@ -269,8 +269,15 @@ pub fn classify_code(code: i32) -> ErrorKind {
         50 | 64 => ErrorKind::Timeout,
         // Unauthorized, AuthenticationFailed, ReauthenticationRequired, UserNotFound.
         11 | 13 | 18 | 391 => ErrorKind::Unauthorized,
-        // NamespaceNotFound, IndexNotFound, CursorNotFound, CursorKilled.
-        26 | 27 | 43 | 237 => ErrorKind::NotFound,
+        // NamespaceNotFound, IndexNotFound, CursorNotFound, CursorKilled; SnapshotTooOld, SnapshotUnavailable: asking again
+        // for the same cluster time does not bring its history back.
+        26 | 27 | 43 | 237 | 239 | 246 => ErrorKind::NotFound,
+        // UnknownReplWriteConcern, CannotSatisfyWriteConcern (here: a mode that is not defined), NodeNotFound in a config.
+        79 | 100 | 104 | 260 | 280 => ErrorKind::InvalidInput,
+        // NotYetInitialized, ChangeStreamHistoryLost, no text index.
+        94 | 286 | 291 | 40280 => ErrorKind::NotFound,
+        // ConfigurationInProgress, NotPrimaryReconfig races.
+        109 | 308 => ErrorKind::Unavailable,
         // NamespaceExists, IndexOptionsConflict, IndexKeySpecsConflict, AlreadyInitialized.
         23 | 48 | 85 | 86 => ErrorKind::Conflict,
         // DocumentValidationFailure, DuplicateKey (three codes), BSONObjectTooLarge, immutable or invalid `_id`.
@@ -278,11 +285,9 @@ pub fn classify_code(code: i32) -> ErrorKind {
         // BadValue, FailedToParse, TypeMismatch, InvalidOptions, InvalidNamespace, InvalidReplicaSetConfig, NewReplicaSetConfigurationIncompatible.
         2 | 9 | 14 | 72 | 73 | 93 | 103 => ErrorKind::InvalidInput,
         // IllegalOperation, CommandNotFound, CommandNotSupported, CommandNotSupportedOnView, UnsupportedFormat, unknown field (40415).
-        20 | 59 | 115 | 166 | 235 | 40415 | 40324 => ErrorKind::Unsupported,
+        20 | 59 | 76 | 115 | 166 | 235 | 40324 | 40415 | 40573 => ErrorKind::Unsupported,
         // Interrupted, ClientMarkedKilled.
         11601 | 46841 => ErrorKind::Cancelled,
-        // SnapshotTooOld, SnapshotUnavailable: the history is gone, a new read at a newer time works.
-        239 | 246 => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
     }
 }

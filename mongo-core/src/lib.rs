@@ -3,12 +3,16 @@
 pub mod breaker;
 pub mod clock;
 mod connect;
+pub mod data;
 mod error;
+pub mod filter;
 mod health;
 pub mod metrics;
 mod namespace;
 pub mod progress;
 mod redact;
+pub mod replica_set;
+mod replication_mode;
 mod retry;
 pub mod transfer;
 
@@ -21,5 +25,6 @@ pub use error::{BoxError, Error, ErrorKind, Result, classify_code};
 pub use health::{Health, HealthStatus};
 pub use namespace::{Namespace, NamespacePattern, NamespaceRenames, NamespaceSelection};
 pub use redact::{Secret, redact_uris};
+pub use replication_mode::ReplicationMode;
 pub use retry::{RetryBudget, RetryPolicy, retry};
 pub use tokio_util::sync::CancellationToken;

@@ -120,7 +120,7 @@ impl LocalArchive {
         while let Some(folder) = folders.pop() {
             let entries = match fs::read_dir(&folder) {
                 Ok(entries) => entries,
-                Err(error) if matches!(error.kind(), Io::NotFound) => continue,
+                Err(error) if matches!(error.kind(), Io::NotFound | Io::NotADirectory) => continue,
                 Err(error) => return Err(wrong("cannot list", &folder, error)),
             };
             for entry in entries {

@@ -47,6 +47,8 @@ pub struct BackupSettings {
     pub partition: PartitionSettings,
     /// Bytes of server replies that are in memory at once. Default 64 MiB; see [the crate's documentation](crate#memory) for the whole.
     pub memory_bytes: u64,
+    /// How long to go on asking when the server is away, for a failover or a restart. Default: five attempts within 60 s.
+    pub retry: RetryPolicy,
     /// What to do when the server cannot give, or no longer keeps, one cluster time. Default: go on with best effort, and say so.
     pub demand: ConsistencyDemand,
 }
@@ -60,6 +62,7 @@ impl Default for BackupSettings {
             parallel_ranges: NonZeroUsize::new(cores.clamp(2, 4)).unwrap_or(NonZeroUsize::MIN),
             partition: PartitionSettings::default(),
             memory_bytes: 64 << 20,
+            retry: RetryPolicy::default(),
             demand: ConsistencyDemand::default(),
         }
     }
@@ -414,7 +417,7 @@ impl Backup {
                 meter: Arc::clone(&meter),
                 metrics: self.metrics.clone(),
                 stop: stop.clone(),
-                retry: RetryPolicy::default(),
+                retry: self.settings.retry.clone(),
                 retry_budget: RetryBudget::default(),
             };
             collect::collect(context, catalog, estimates).await

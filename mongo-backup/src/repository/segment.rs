@@ -100,13 +100,13 @@ impl Segmenter {
     pub(crate) fn push(&mut self, document: &[u8], hash: u64, emit: &mut impl FnMut(Segment<'_>) -> Result<()>) -> Result<()> {
         self.open.extend_from_slice(document);
         self.documents.push(OpenDocument { end: self.open.len(), hash });
-        let level = level(hash);
-        if level >= self.bits && (self.open.len() >= self.sizes.min as usize || is_anchor(hash, self.bits)) {
-            return self.cut(self.documents.len(), emit);
-        }
         while self.open.len() > self.sizes.max as usize {
             let count = self.forced_cut();
             self.cut(count, emit)?;
+        }
+        let large_enough = self.open.len() >= self.sizes.min as usize || is_anchor(hash, self.bits);
+        if level(hash) >= self.bits && large_enough && !self.documents.is_empty() {
+            return self.cut(self.documents.len(), emit);
         }
         Ok(())
     }

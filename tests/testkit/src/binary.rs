@@ -112,24 +112,38 @@ impl Program {
     }
 }
 
-/// The server for `version`, or for what the environment says, or the one that comes first.
-pub(crate) async fn find(version: Option<&str>) -> Result<Program> {
-    static FOUND: Mutex<Option<HashMap<Option<String>, Program>>> = Mutex::new(None);
+/// The server for `version` and from `only` one place; the environment says what the caller leaves open.
+pub(crate) async fn find(version: Option<&str>, only: Option<Place>) -> Result<Program> {
+    type Found = HashMap<(Option<String>, Option<Place>), Program>;
+    static FOUND: Mutex<Option<Found>> = Mutex::new(None);
 
-    let request = Request::from_environment(version)?;
+    let mut request = Request::from_environment(version)?;
+    request.only = only.or(request.only);
     let search = tokio::task::spawn_blocking(move || {
         // Held throughout, so that many tests that begin together search once.
         let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
         let found = found.get_or_insert_default();
-        if let Some(program) = found.get(&request.version) {
+        let key = (request.version.clone(), request.only);
+        if let Some(program) = found.get(&key) {
             return Ok(program.clone());
         }
         let program = request.find()?;
         tracing::info!(?program, "found a server");
-        found.insert(request.version.clone(), program.clone());
+        found.insert(key, program.clone());
         Ok(program)
     });
     search.await.map_err(|error| Error::NoServer(format!("the search for a server panicked: {error}")))?
+}
+
+/// The version asked for: by the test, or else by the environment.
+pub(crate) fn wanted_version(by_test: Option<&str>) -> Option<String> {
+    let by_environment = || text("MONGO_TESTKIT_VERSION").map(|version| version.to_string_lossy().into_owned());
+    by_test.map(str::to_owned).or_else(by_environment)
+}
+
+/// A variable of the environment, unless it is empty.
+fn text(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// Where to look, and for what.
@@ -142,8 +156,9 @@ struct Request {
     cache: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+/// A kind of place where a server may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Place {
     Docker,
     Local,
     Wheel,
@@ -151,7 +166,6 @@ enum Place {
 
 impl Request {
     fn from_environment(version: Option<&str>) -> Result<Self> {
-        let text = |name| env::var_os(name).filter(|value| !value.is_empty());
         let only = match text("MONGO_TESTKIT").as_deref().map(OsStr::to_string_lossy).as_deref() {
             None => None,
             Some("docker") => Some(Place::Docker),
@@ -161,15 +175,11 @@ impl Request {
                 return Err(Error::Invalid(format!("MONGO_TESTKIT is {other}: set it to local, wheel or docker, or unset it")));
             }
         };
-        let version = match version {
-            Some(version) => Some(version.to_owned()),
-            None => text("MONGO_TESTKIT_VERSION").map(|version| version.to_string_lossy().into_owned()),
-        };
         let cache = text("MONGO_TESTKIT_CACHE")
             .map(PathBuf::from)
             .or_else(|| text("XDG_CACHE_HOME").map(|caches| Path::new(&caches).join("mongo-testkit")))
             .or_else(|| text("HOME").map(|home| Path::new(&home).join(".cache/mongo-testkit")));
-        Ok(Self { version, only, mongod: text("MONGOD"), path: text("PATH").unwrap_or_default(), cache })
+        Ok(Self { version: wanted_version(version), only, mongod: text("MONGOD"), path: text("PATH").unwrap_or_default(), cache })
     }
 
     /// Looks at one place after the other. What speaks against each is kept for the case that none is left.

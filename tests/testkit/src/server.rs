@@ -31,6 +31,7 @@ pub(crate) struct Plan {
     /// For members of a set with authentication.
     pub(crate) key_file: Option<PathBuf>,
     pub(crate) tls: Option<Tls>,
+    pub(crate) fault_proxies: bool,
     pub(crate) cache_gb: f64,
     pub(crate) arguments: Vec<String>,
     pub(crate) watchdog: Watchdog,
@@ -146,6 +147,15 @@ impl Server {
             Self::Process(process) => process.kill(),
             #[cfg(feature = "docker")]
             Self::Container(container) => container.kill(),
+        }
+    }
+
+    /// Asks it to end cleanly, and does not wait.
+    pub(crate) fn terminate(&self) -> Result<()> {
+        match self {
+            Self::Process(process) => process.signal(Signal::TERM, Pause::Going),
+            #[cfg(feature = "docker")]
+            Self::Container(container) => container.terminate(),
         }
     }
 

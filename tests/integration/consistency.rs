@@ -1,0 +1,154 @@
+//! One cluster time, and what happens when the server cannot give it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
+
+use futures_util::TryStreamExt as _;
+use mongo_backup::{Backup, BackupSettings, Consistency, ConsistencyDemand, MemoryArchive, Repository, Restore};
+use mongo_core::{
+    ErrorKind,
+    bson::{Document, doc},
+};
+
+use crate::support::{fill, own};
+
+async fn repository() -> Repository {
+    Repository::open_or_init(MemoryArchive::new()).await.unwrap()
+}
+
+/// Money moves between accounts of two collections in transactions all the while: every snapshot conserves the total.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_under_load_is_one_point_in_time() {
+    const ACCOUNTS: i32 = 3_000;
+    let (_server, deployment) = own().await;
+    for collection in ["a", "b"] {
+        let accounts = (0..ACCOUNTS).map(|number| doc! { "_id": number, "balance": 100, "filling": "x".repeat(500) });
+        deployment.database("bank").collection::<Document>(collection).insert_many(accounts).await.unwrap();
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let mover = tokio::spawn({
+        let (deployment, stop) = (deployment.clone(), Arc::clone(&stop));
+        async move {
+            let bank = deployment.database("bank");
+            let (a, b) = (bank.collection::<Document>("a"), bank.collection::<Document>("b"));
+            let mut session = deployment.client().start_session().await.unwrap();
+            let mut random = fastrand::Rng::with_seed(3);
+            let mut moved = 0;
+            while !stop.load(SeqCst) {
+                session.start_transaction().await.unwrap();
+                let amount = random.i32(1..50);
+                a.update_one(doc! { "_id": random.i32(..ACCOUNTS) }, doc! { "$inc": { "balance": -amount } })
+                    .session(&mut session)
+                    .await
+                    .unwrap();
+                b.update_one(doc! { "_id": random.i32(..ACCOUNTS) }, doc! { "$inc": { "balance": amount } })
+                    .session(&mut session)
+                    .await
+                    .unwrap();
+                session.commit_transaction().await.unwrap();
+                moved += 1;
+            }
+            moved
+        }
+    });
+    let repository = repository().await;
+    let backup = Backup::builder(&deployment, &repository).namespaces("bank.*").build().unwrap();
+    let mut snapshots = Vec::new();
+    for _ in 0..4 {
+        let report = backup.run().await.unwrap();
+        assert!(
+            matches!(&report.consistency, Consistency::PointInTime { exceptions, .. } if exceptions.is_empty()),
+            "{}",
+            report.consistency
+        );
+        snapshots.push(report.id);
+    }
+    stop.store(true, SeqCst);
+    assert!(mover.await.unwrap() > 10, "nothing moved while the backups ran");
+    for (number, id) in snapshots.into_iter().enumerate() {
+        let target = format!("copy{number}");
+        Restore::builder(&repository, id)
+            .into(&deployment)
+            .rename("bank.*", &format!("{target}.*"))
+            .build()
+            .unwrap()
+            .run()
+            .await
+            .unwrap();
+        let mut total = 0;
+        for collection in ["a", "b"] {
+            let accounts: Vec<Document> = deployment
+                .database(&target)
+                .collection::<Document>(collection)
+                .find(doc! {})
+                .await
+                .unwrap()
+                .try_collect()
+                .await
+                .unwrap();
+            total += accounts.iter().map(|account| account.get_i32("balance").unwrap()).sum::<i32>();
+        }
+        assert_eq!(total, ACCOUNTS * 100 * 2, "snapshot {number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_history_degrades_to_best_effort_with_the_reason_or_fails_on_demand() {
+    let (server, deployment) = own().await;
+    fill(&deployment, "shop", "orders", 5_000).await;
+    let too_old = doc! { "failCommands": ["find"], "errorCode": 239, "appName": "mongo-core" };
+    let repository = repository().await;
+
+    server.fail_command(0, doc! { "times": 1 }, too_old.clone()).await.unwrap();
+    let report = Backup::builder(&deployment, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap();
+    assert!(
+        matches!(&report.consistency, Consistency::BestEffort { reason, .. } if reason.contains("history")),
+        "{}",
+        report.consistency
+    );
+    assert_eq!(report.documents, 5_000);
+
+    server.fail_command(0, doc! { "times": 1 }, too_old).await.unwrap();
+    let mut settings = BackupSettings::default();
+    settings.demand = ConsistencyDemand::PointInTime;
+    let error = Backup::builder(&deployment, &repository)
+        .settings(settings)
+        .namespaces("shop.*")
+        .build()
+        .unwrap()
+        .run()
+        .await
+        .unwrap_err();
+    assert_eq!(error.server_code(), Some(239), "{error}");
+    assert_eq!(repository.snapshots().await.unwrap().snapshots.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capped_collection_is_told_as_an_exception() {
+    let (_server, deployment) = own().await;
+    deployment.database("shop").create_collection("log").capped(true).size(1 << 20).await.unwrap();
+    fill(&deployment, "shop", "log", 10).await;
+    let report = Backup::builder(&deployment, &repository().await).namespaces("shop.*").build().unwrap().run().await.unwrap();
+    assert!(
+        matches!(&report.consistency, Consistency::PointInTime { exceptions, .. } if exceptions.contains_key("shop.log")),
+        "{}",
+        report.consistency
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_dropped_underneath_is_a_conflict_and_no_snapshot() {
+    let (server, deployment) = own().await;
+    fill(&deployment, "shop", "orders", 5_000).await;
+    // What the server says when the collection of a cursor is dropped; really dropping it in time would be a race.
+    server
+        .fail_command(0, doc! { "times": 1 }, doc! { "failCommands": ["find"], "errorCode": 26, "appName": "mongo-core" })
+        .await
+        .unwrap();
+    let repository = repository().await;
+    let error = Backup::builder(&deployment, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert!(repository.snapshots().await.unwrap().snapshots.is_empty());
+}

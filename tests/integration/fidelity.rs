@@ -1,0 +1,44 @@
+//! B6: collections come back exactly.
+
+use mongo_backup::{Backup, MemoryArchive, Repository, Restore, Verify};
+use mongo_testkit::TestDeployment;
+
+use crate::{
+    awkward,
+    support::{db_hash, differing, fingerprints, open},
+};
+
+async fn comes_back_exactly(from: &str, to: &str) {
+    let source = TestDeployment::replica_set(1).version(from).start().await.unwrap();
+    let target = TestDeployment::replica_set(1).version(to).start().await.unwrap();
+    let (a, b) = (open(&source).await, open(&target).await);
+    awkward::write(&a).await;
+
+    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let report = Backup::builder(&a, &repository).build().unwrap().run().await.unwrap();
+    let verified = Verify::new(&repository).run().await.unwrap();
+    assert!(verified.is_sound(), "{:?}", verified.problems);
+    let restored = Restore::builder(&repository, report.id).into(&b).build().unwrap().run().await.unwrap();
+    assert!(restored.is_complete(), "{restored:?}");
+    assert_eq!(restored.documents, report.documents);
+
+    let (before, after) = (fingerprints(&a, &awkward::DATABASES).await, fingerprints(&b, &awkward::DATABASES).await);
+    assert_eq!(differing(&before, &after), Vec::<String>::new());
+    assert!(before.len() >= 35, "{} namespaces", before.len());
+    if from == to {
+        for database in awkward::DATABASES {
+            assert_eq!(db_hash(&a, database).await, db_hash(&b, database).await, "{database}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_awkward_case_comes_back_byte_for_byte() {
+    comes_back_exactly("6.0.5", "6.0.5").await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn every_awkward_case_of_4_4_comes_back_on_6_0() {
+    comes_back_exactly("4.4.2", "6.0.27").await;
+}

@@ -1,0 +1,194 @@
+//! B7: what a restore does with names and with what is there.
+
+use mongo_backup::{Backup, BackupReport, MemoryArchive, Repository, Restore, RestoreAction, RestoreBuilder, RestoreMode};
+use mongo_core::{
+    Deployment, ErrorKind,
+    bson::{Document, doc},
+};
+
+use crate::support::{db_hash, fill, shared};
+
+struct Case {
+    deployment: Deployment,
+    database: String,
+    repository: Repository,
+    report: BackupReport,
+}
+
+impl Case {
+    async fn new(prefix: &str) -> Self {
+        let (deployment, database) = shared(prefix).await;
+        fill(&deployment, &database, "c", 100).await;
+        Self::of(deployment, database).await
+    }
+
+    async fn of(deployment: Deployment, database: String) -> Self {
+        let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+        let report = Backup::builder(&deployment, &repository).namespaces(&database).build().unwrap().run().await.unwrap();
+        Self { deployment, database, repository, report }
+    }
+
+    fn restore(&self) -> RestoreBuilder {
+        Restore::builder(&self.repository, &self.report.id).into(&self.deployment)
+    }
+
+    /// Changes three documents, deletes three, adds one.
+    async fn damage(&self) {
+        let c = self.deployment.database(&self.database).collection::<Document>("c");
+        c.update_many(doc! { "_id": { "$lt": 3 } }, doc! { "$set": { "text": "changed", "extra": 1 } }).await.unwrap();
+        c.delete_many(doc! { "_id": { "$gte": 97 } }).await.unwrap();
+        c.insert_one(doc! { "_id": 1000 }).await.unwrap();
+    }
+
+    async fn find(&self, filter: Document) -> u64 {
+        self.deployment.database(&self.database).collection::<Document>("c").count_documents(filter).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_existing_collection_is_a_conflict_by_default_and_nothing_changes() {
+    let case = Case::new("exists").await;
+    case.damage().await;
+    let before = db_hash(&case.deployment, &case.database).await;
+    let error = case.restore().build().unwrap().run().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains(&format!("{}.c", case.database)) && error.to_string().contains("drop"), "{error}");
+    assert_eq!(db_hash(&case.deployment, &case.database).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn insert_adds_what_is_missing_and_reports_what_exists() {
+    let case = Case::new("insert").await;
+    case.damage().await;
+    let report = case.restore().mode(RestoreMode::Insert).build().unwrap().run().await.unwrap();
+    assert_eq!((report.documents, report.refused), (3, 97));
+    assert_eq!(report.refused_documents[0].reason, "a document of this _id exists");
+    assert_eq!((case.find(doc! {}).await, case.find(doc! { "text": "changed" }).await), (101, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upsert_adds_and_replaces_and_leaves_the_rest() {
+    let case = Case::new("upsert").await;
+    let before = db_hash(&case.deployment, &case.database).await;
+    case.damage().await;
+    let report = case.restore().mode(RestoreMode::Upsert).build().unwrap().run().await.unwrap();
+    assert!(report.is_complete() && report.documents == 100, "{report:?}");
+    assert_eq!((case.find(doc! {}).await, case.find(doc! { "extra": 1 }).await), (101, 0));
+    case.deployment.database(&case.database).collection::<Document>("c").delete_one(doc! { "_id": 1000 }).await.unwrap();
+    assert_eq!(db_hash(&case.deployment, &case.database).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upsert_obeys_the_targets_validator_and_replace_overrules_it() {
+    let case = Case::new("validator").await;
+    case.damage().await;
+    let strict = doc! { "collMod": "c", "validator": { "group": { "$lt": 10 } } };
+    case.deployment.database(&case.database).run_command(strict).await.unwrap();
+    let expected = (0..100).filter(|number| number % 17 >= 10).count() as u64;
+    let report = case.restore().mode(RestoreMode::Upsert).build().unwrap().run().await.unwrap();
+    // The server lets an update that changes nothing pass; those that it had to write were three deleted ones and three changed ones.
+    assert!(report.refused > 0 && report.refused <= expected, "{report:?}");
+    assert_eq!(report.refused_documents[0].code, 121);
+    assert_eq!(report.documents + report.refused, 100);
+    let report = case.restore().mode(RestoreMode::Replace).build().unwrap().run().await.unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!(case.find(doc! { "_id": { "$lt": 100 } }).await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_a_unique_index_refuses_are_counted_and_listed_up_to_the_limit() {
+    let case = Case::new("unique").await;
+    let c = case.deployment.database(&case.database).collection::<Document>("c");
+    c.drop().await.unwrap();
+    case.deployment
+        .database(&case.database)
+        .run_command(doc! { "createIndexes": "c", "indexes": [{ "key": { "group": 1 }, "name": "one_a_group", "unique": true }] })
+        .await
+        .unwrap();
+    let mut settings = mongo_backup::RestoreSettings::default();
+    settings.mode = RestoreMode::Insert;
+    settings.list_refused = 5;
+    let report = case.restore().settings(settings).build().unwrap().run().await.unwrap();
+    assert_eq!((report.documents, report.refused, report.refused_documents.len()), (17, 83, 5));
+    assert!(report.refused_documents[0].reason.contains("group"), "{:?}", report.refused_documents[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_makes_each_collection_anew_and_touches_no_other() {
+    let case = Case::new("drop").await;
+    let before = db_hash(&case.deployment, &case.database).await;
+    case.damage().await;
+    fill(&case.deployment, &case.database, "other", 5).await;
+    let restore = case.restore().drop_existing().build().unwrap();
+    let plan = restore.plan().await.unwrap();
+    assert_eq!(plan.summary().namespaces[0].action, RestoreAction::DropAndCreate);
+    assert!(plan.execute().await.unwrap().is_complete());
+    let mut after = db_hash(&case.deployment, &case.database).await;
+    assert!(after.remove("other").is_some(), "a collection that the snapshot does not have is left alone");
+    assert_eq!(after, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_writes_nothing() {
+    let case = Case::new("plan").await;
+    case.damage().await;
+    let before = db_hash(&case.deployment, &case.database).await;
+    let restore = case.restore().drop_existing().build().unwrap();
+    let plan = restore.plan().await.unwrap();
+    assert_eq!(plan.total().0, 100);
+    drop(plan);
+    assert_eq!(db_hash(&case.deployment, &case.database).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renames_and_selection_restore_beside_the_original_and_views_follow() {
+    let (deployment, database) = shared("rename").await;
+    for collection in ["orders", "users"] {
+        fill(&deployment, &database, collection, 20).await;
+    }
+    deployment
+        .database(&database)
+        .create_collection("big")
+        .view_on("orders")
+        .pipeline(vec![doc! { "$match": { "group": 3 } }])
+        .await
+        .unwrap();
+    let case = Case::of(deployment, database).await;
+    let copy = format!("{}_copy", case.database);
+    let report = case
+        .restore()
+        .exclude("*.users")
+        .rename(&format!("{}.orders", case.database), &format!("{copy}.renamed"))
+        .rename(&format!("{}.*", case.database), &format!("{copy}.*"))
+        .build()
+        .unwrap()
+        .run()
+        .await
+        .unwrap();
+    assert_eq!(report.namespaces, 2);
+    let target = case.deployment.database(&copy);
+    let mut names = target.list_collection_names().await.unwrap();
+    names.sort();
+    assert_eq!(names, ["big", "renamed", "system.views"]);
+    assert_eq!(target.collection::<Document>("big").count_documents(doc! {}).await.unwrap(), 1);
+
+    let error =
+        case.restore().rename("*.orders", "*.same").rename("*.users", "*.same").build().unwrap().plan().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_cannot_be_built_is_reported_and_the_others_are_built() {
+    let (deployment, database) = shared("index").await;
+    fill(&deployment, &database, "c", 50).await;
+    let indexes = vec![doc! { "key": { "text": 1 }, "name": "good" }, doc! { "key": { "group": 1, "_id": 1 }, "name": "taken" }];
+    deployment.database(&database).run_command(doc! { "createIndexes": "c", "indexes": indexes }).await.unwrap();
+    let case = Case::of(deployment, database).await;
+    let database = case.deployment.database(&case.database);
+    database.run_command(doc! { "dropIndexes": "c", "index": "*" }).await.unwrap();
+    database.run_command(doc! { "createIndexes": "c", "indexes": [{ "key": { "x": 1 }, "name": "taken" }] }).await.unwrap();
+    let report = case.restore().mode(RestoreMode::Upsert).build().unwrap().run().await.unwrap();
+    assert_eq!((report.indexes, report.failures.len()), (1, 1), "{report:?}");
+    assert_eq!(report.failures[0].index.as_deref(), Some("taken"));
+    assert!(!report.is_complete());
+}

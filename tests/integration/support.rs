@@ -1,0 +1,133 @@
+//! Helpers of the integration tests.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use futures_util::TryStreamExt as _;
+use mongo_core::{
+    ConnectOptions, Deployment,
+    bson::{Document, RawDocumentBuf, doc, rawdoc},
+    connect,
+};
+use mongo_testkit::TestDeployment;
+
+/// Connects to a test deployment.
+pub(crate) async fn open(server: &TestDeployment) -> Deployment {
+    // Short, so that a test that kills the server does not wait half a minute for the answer.
+    let options = ConnectOptions::from_uri(server.uri()).unwrap().with_server_selection_timeout(Duration::from_secs(10));
+    connect(options).await.unwrap()
+}
+
+/// The server that tests share, and a database of this test's own on it.
+pub(crate) async fn shared(prefix: &str) -> (Deployment, String) {
+    let server = mongo_testkit::shared().await.unwrap();
+    (open(server).await, mongo_testkit::unique_name(prefix))
+}
+
+/// A one-member replica set for a test that backs up everything or breaks something.
+pub(crate) async fn own() -> (TestDeployment, Deployment) {
+    let server = TestDeployment::replica_set(1).start().await.unwrap();
+    let deployment = open(&server).await;
+    (server, deployment)
+}
+
+/// Numbered documents in `database.collection`.
+pub(crate) async fn fill(deployment: &Deployment, database: &str, collection: &str, documents: i32) {
+    let collection = deployment.database(database).collection::<RawDocumentBuf>(collection);
+    for start in (0..documents).step_by(5000) {
+        let batch = (start..(start + 5000).min(documents))
+            .map(|number| rawdoc! { "_id": number, "text": format!("document number {number} {}", "x".repeat(number as usize % 200)), "group": number % 17 });
+        collection.insert_many(batch).await.unwrap();
+    }
+}
+
+/// Every byte that a namespace consists of.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Fingerprint {
+    kind: String,
+    options: RawDocumentBuf,
+    indexes: Vec<RawDocumentBuf>,
+    documents: Vec<RawDocumentBuf>,
+}
+
+/// Fingerprints of all namespaces of some databases; documents are sorted unless their order is content.
+pub(crate) async fn fingerprints(deployment: &Deployment, databases: &[&str]) -> BTreeMap<String, Fingerprint> {
+    let mut all = BTreeMap::new();
+    for name in databases {
+        let database = deployment.database(name);
+        let infos: Vec<RawDocumentBuf> = listed(deployment, name, rawdoc! { "listCollections": 1 }).await;
+        for info in infos {
+            let collection = info.get_str("name").unwrap().to_owned();
+            if collection == "system.views" {
+                continue;
+            }
+            let kind = info.get_str("type").unwrap().to_owned();
+            let options = info.get_document("options").unwrap().to_owned();
+            let (mut indexes, mut documents) = (Vec::new(), Vec::new());
+            if kind != "view" {
+                indexes = listed(deployment, name, rawdoc! { "listIndexes": collection.as_str() }).await;
+                indexes.sort_by(|a, b| a.get_str("name").unwrap().cmp(b.get_str("name").unwrap()));
+            }
+            if kind == "collection" {
+                let natural = doc! { "$natural": 1 };
+                let cursor = database
+                    .collection::<RawDocumentBuf>(&collection)
+                    .find(doc! {})
+                    .hint(mongo_core::mongodb::options::Hint::Keys(natural))
+                    .await
+                    .unwrap();
+                documents = cursor.try_collect().await.unwrap();
+                if options.get_bool("capped").unwrap_or(false) == false {
+                    documents.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+                }
+            }
+            all.insert(format!("{name}.{collection}"), Fingerprint { kind, options, indexes, documents });
+        }
+    }
+    all
+}
+
+async fn listed(deployment: &Deployment, database: &str, command: RawDocumentBuf) -> Vec<RawDocumentBuf> {
+    let mut batches = deployment.database(database).run_raw_cursor_command(command).batch().await.unwrap();
+    let mut all = Vec::new();
+    while let Some(batch) = batches.try_next().await.unwrap() {
+        for item in batch.doc_slices().unwrap() {
+            all.push(item.unwrap().as_document().unwrap().to_owned());
+        }
+    }
+    all
+}
+
+/// The names of the namespaces whose fingerprints differ.
+pub(crate) fn differing(a: &BTreeMap<String, Fingerprint>, b: &BTreeMap<String, Fingerprint>) -> Vec<String> {
+    let mut names: Vec<_> = a.keys().chain(b.keys()).filter(|name| a.get(*name) != b.get(*name)).cloned().collect();
+    names.dedup();
+    names
+}
+
+/// The server's own hash of a database.
+pub(crate) async fn db_hash(deployment: &Deployment, database: &str) -> Document {
+    let reply = deployment.database(database).run_command(doc! { "dbHash": 1 }).await.unwrap();
+    reply.get_document("collections").unwrap().clone()
+}
+
+/// An example's program, as `cargo test --workspace` builds it.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    let path = path.join("examples").join(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --examples` or `cargo test --workspace`", path.display());
+    path
+}
+
+/// Runs an example and waits for it.
+pub(crate) fn run_example(name: &str, arguments: &[&str]) -> Output {
+    Command::new(example(name)).args(arguments).output().unwrap()
+}

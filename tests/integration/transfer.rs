@@ -1,0 +1,167 @@
+//! `mongo_core::transfer` by itself: ranges, scans, writes.
+
+use std::collections::BTreeSet;
+
+use mongo_core::{
+    Deployment, ErrorKind, Namespace,
+    bson::{Bson, Document, RawDocumentBuf, Timestamp, doc, rawdoc},
+    transfer::{
+        partition::{KeyRange, PartitionSettings, partition},
+        scan::{MemoryBudget, ScanSource},
+        write::{WriteMode, WriteTarget},
+    },
+};
+
+use crate::{
+    awkward,
+    support::{fill, own, shared},
+};
+
+async fn read(source: &ScanSource, range: KeyRange) -> Vec<RawDocumentBuf> {
+    let mut scan = source.scan(range);
+    let mut documents = Vec::new();
+    while let Some(batch) = scan.next().await.unwrap() {
+        documents.extend(batch.documents().unwrap().map(|document| document.unwrap().to_owned()));
+    }
+    documents
+}
+
+/// Case f.1: at every number of ranges each document is read exactly once; plain range filters lose most of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn mixed_ids_are_read_exactly_once_at_any_cut() {
+    let (_server, deployment) = own().await;
+    awkward::write(&deployment).await;
+    let namespace: Namespace = "awkward.mixed_ids".parse().unwrap();
+    let source = ScanSource::new(deployment.clone(), namespace.clone());
+    let all = read(&source, KeyRange::everything()).await;
+    assert!(all.len() >= 26, "{}", all.len());
+    let keys: Vec<_> =
+        all.iter().map(|document| mongo_core::bson::RawBson::from(document.get("_id").unwrap().unwrap())).collect();
+    for step in 1..=3 {
+        let bounds: Vec<_> = keys.iter().skip(1).step_by(step).cloned().collect();
+        let mut seen = Vec::new();
+        let mut lower = None;
+        for bound in bounds {
+            seen.extend(read(&source, KeyRange::between(lower, Some(bound.clone()))).await);
+            lower = Some(bound);
+        }
+        seen.extend(read(&source, KeyRange::between(lower, None)).await);
+        assert_eq!(seen, all, "a bound at every {step}. document");
+    }
+    let collection = deployment.database("awkward").collection::<Document>("mixed_ids");
+    let filtered = collection.count_documents(doc! { "_id": { "$gte": "a" } }).await.unwrap();
+    assert!(filtered < 5, "the server brackets types, or this test shows nothing: {filtered}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sampled_ranges_cover_a_collection_without_overlap() {
+    let (deployment, database) = shared("ranges").await;
+    fill(&deployment, &database, "c", 20_000).await;
+    let namespace: Namespace = format!("{database}.c").parse().unwrap();
+    let settings = PartitionSettings::default().with_target_bytes(150_000);
+    let ranges = partition(&deployment, &namespace, (20_000, 3_000_000), settings, None).await.unwrap();
+    assert!((10..=20).contains(&ranges.len()), "{} ranges", ranges.len());
+    let source = ScanSource::new(deployment, namespace);
+    let mut ids = BTreeSet::new();
+    let mut largest = 0;
+    for range in ranges {
+        let documents = read(&source, range).await;
+        largest = largest.max(documents.len());
+        for document in documents {
+            assert!(ids.insert(document.get_i32("_id").unwrap()), "read twice");
+        }
+    }
+    assert_eq!(ids.len(), 20_000);
+    assert!(largest < 8_000, "a range of {largest} documents");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_cursor_restarts_at_the_last_key_without_gap_or_repetition() {
+    let (server, deployment) = own().await;
+    fill(&deployment, "shop", "orders", 10_000).await;
+    let mut source = ScanSource::new(deployment, "shop.orders".parse().unwrap());
+    source.batch_bytes = 16_000;
+    source.average_document_bytes = 160;
+    let mut scan = source.scan(KeyRange::everything());
+    let mut ids = Vec::new();
+    let mut batches = 0;
+    while let Some(batch) = scan.next().await.unwrap() {
+        ids.extend(batch.documents().unwrap().map(|document| document.unwrap().get_i32("_id").unwrap()));
+        batches += 1;
+        if batches % 20 == 5 {
+            let lost = doc! { "failCommands": ["getMore"], "errorCode": 43, "appName": "mongo-core" };
+            server.fail_command(0, doc! { "times": 1 }, lost).await.unwrap();
+        }
+    }
+    assert!(batches > 50, "{batches} batches");
+    assert_eq!(ids, (0..10_000).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_budget_is_given_back() {
+    let (deployment, database) = shared("budget").await;
+    fill(&deployment, &database, "c", 5_000).await;
+    let mut source = ScanSource::new(deployment, format!("{database}.c").parse().unwrap());
+    source.budget = MemoryBudget::new(20 << 20);
+    let mut scan = source.scan(KeyRange::everything());
+    let batch = scan.next().await.unwrap().unwrap();
+    let held = source.budget.in_use();
+    assert!(held > 0 && held < 8 << 20, "a batch holds its own size, not the largest possible: {held}");
+    drop(batch);
+    assert_eq!(source.budget.in_use(), 0);
+    while scan.next().await.unwrap().is_some() {}
+    assert_eq!(source.budget.in_use(), 0);
+}
+
+async fn target(prefix: &str) -> (Deployment, WriteTarget, String) {
+    let (deployment, database) = shared(prefix).await;
+    let target = WriteTarget::new(deployment.clone(), format!("{database}.c").parse().unwrap());
+    (deployment, target, database)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_documents_are_named_and_the_others_written() {
+    let (deployment, target, database) = target("refused").await;
+    let indexes = doc! { "createIndexes": "c", "indexes": [{ "key": { "email": 1 }, "name": "email", "unique": true }] };
+    deployment.database(&database).run_command(indexes).await.unwrap();
+    let documents: Vec<RawDocumentBuf> =
+        (0..100).map(|number| rawdoc! { "_id": number % 90, "email": format!("{}@x", number % 80) }).collect();
+    let references: Vec<_> = documents.iter().map(AsRef::as_ref).collect();
+    let outcome = target.write(&references).await.unwrap();
+    assert_eq!((outcome.written, outcome.refused.len()), (80, 20));
+    assert!(outcome.refused.iter().all(|refused| refused.code == 11000 && refused.kind == ErrorKind::Rejected));
+    assert_eq!(outcome.refused.iter().filter(|refused| refused.is_duplicate_id()).count(), 10);
+    assert!(outcome.refused.iter().all(|refused| refused.index >= 80));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_larger_than_a_command_is_split() {
+    let (deployment, target, database) = target("split").await;
+    let documents: Vec<RawDocumentBuf> =
+        (0..50).map(|number| rawdoc! { "_id": number, "filling": "x".repeat(1 << 20) }).collect();
+    let references: Vec<_> = documents.iter().map(AsRef::as_ref).collect();
+    let outcome = target.write(&references).await.unwrap();
+    assert_eq!((outcome.written, outcome.refused.len()), (50, 0));
+    assert_eq!(deployment.database(&database).collection::<Document>("c").count_documents(doc! {}).await.unwrap(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zero_timestamps_survive_every_mode() {
+    let (deployment, mut target, database) = target("zero").await;
+    let zero = Bson::Timestamp(Timestamp { time: 0, increment: 0 });
+    let c = deployment.database(&database).collection::<Document>("c");
+    for (mode, id) in [(WriteMode::Insert, 1), (WriteMode::Upsert, 2), (WriteMode::Upsert, 1)] {
+        target.mode = mode;
+        let document = RawDocumentBuf::try_from(&doc! { "_id": id, "t": zero.clone(), "n": { "t": zero.clone() } }).unwrap();
+        let outcome = target.write(&[&document]).await.unwrap();
+        assert_eq!(outcome.written, 1);
+        assert_eq!(c.find_one(doc! { "_id": id }).await.unwrap().unwrap().get("t"), Some(&zero), "{mode:?}");
+    }
+    // An insert that meets an existing document changes nothing.
+    c.insert_one(doc! { "_id": 3, "mine": true }).await.unwrap();
+    target.mode = WriteMode::Insert;
+    let document = RawDocumentBuf::try_from(&doc! { "_id": 3, "t": zero }).unwrap();
+    let outcome = target.write(&[&document]).await.unwrap();
+    assert_eq!((outcome.written, outcome.refused.len()), (0, 1));
+    assert_eq!(c.find_one(doc! { "_id": 3 }).await.unwrap().unwrap(), doc! { "_id": 3, "mine": true });
+}
