@@ -10,6 +10,10 @@ mod verify;
 #[doc = include_str!("../docs/format.md")]
 pub mod format {}
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use repository::fuzzing;
+
 pub use mongo_core::{self, Error, ErrorKind, Result};
 
 pub use archive::{ArchiveSink, LocalArchive, MemoryArchive, ObjectMeta, ObjectName, PutMode, PutOutcome};

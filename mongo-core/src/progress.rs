@@ -95,6 +95,7 @@ impl Total {
 
 /// Drops every event.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "it will never hold anything")]
 pub struct NoProgress;
 
 impl ProgressSink for NoProgress {

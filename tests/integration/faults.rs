@@ -2,15 +2,16 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,
 };
 
+use futures_util::TryStreamExt as _;
 use mongo_backup::{
-    ArchiveSink, Backup, BackupSettings, FailingArchive, FailureMode, LocalArchive, MemoryArchive, Repository, Restore,
-    SnapshotChoice, Verify,
+    ArchiveSink, Backup, BackupSettings, FailingArchive, FailureMode, LocalArchive, MemoryArchive, ObjectMeta, Repository,
+    Restore, SnapshotChoice, Verify,
 };
 use mongo_core::{
     CancellationToken, Deployment, ErrorKind, RetryPolicy,
@@ -237,10 +238,9 @@ async fn an_archive_that_vanishes_in_mid_restore_names_the_missing_pack() {
         .build()
         .unwrap();
     let plan = restore.plan().await.unwrap();
-    let packs = Mutex::new(Vec::new());
-    futures_util::StreamExt::for_each(archive.list("packs/"), async |pack| packs.lock().unwrap().push(pack.unwrap().name)).await;
-    for pack in packs.lock().unwrap().iter() {
-        archive.delete(pack).await.unwrap();
+    let packs: Vec<ObjectMeta> = archive.list("packs/").try_collect().await.unwrap();
+    for pack in packs {
+        archive.delete(&pack.name).await.unwrap();
     }
     let error = plan.execute().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::CorruptData);

@@ -1,5 +1,17 @@
 //! One binary for all integration tests: servers that tests can share are started once.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::field_reassign_with_default,
+    clippy::future_not_send,
+    clippy::disallowed_methods,
+    reason = "a test says by panicking that something is wrong, and its numbers are its own"
+)]
+
 mod awkward;
 mod backup;
 mod bad_input;

@@ -54,6 +54,19 @@ pub(crate) struct Fingerprint {
     documents: Vec<RawDocumentBuf>,
 }
 
+impl Fingerprint {
+    /// Sorts the fields of each index definition, not what is inside them.
+    pub(crate) fn forget_order_in_indexes(&mut self) {
+        for index in &mut self.indexes {
+            let mut fields: Vec<_> = index.iter().map(Result::unwrap).collect();
+            fields.sort_by_key(|(name, _)| name.as_str().to_owned());
+            let mut sorted = RawDocumentBuf::new();
+            fields.into_iter().for_each(|(name, value)| sorted.append(name, value));
+            *index = sorted;
+        }
+    }
+}
+
 /// Fingerprints of all namespaces of some databases; documents are sorted unless their order is content.
 pub(crate) async fn fingerprints(deployment: &Deployment, databases: &[&str]) -> BTreeMap<String, Fingerprint> {
     let mut all = BTreeMap::new();
@@ -81,7 +94,7 @@ pub(crate) async fn fingerprints(deployment: &Deployment, databases: &[&str]) ->
                     .await
                     .unwrap();
                 documents = cursor.try_collect().await.unwrap();
-                if options.get_bool("capped").unwrap_or(false) == false {
+                if !options.get_bool("capped").unwrap_or(false) {
                     documents.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
                 }
             }

@@ -54,6 +54,19 @@ async fn mixed_ids_are_read_exactly_once_at_any_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restart_in_mixed_ids_loses_neither_end() {
+    let (server, deployment) = own().await;
+    awkward::write(&deployment).await;
+    let mut source = ScanSource::new(deployment, "awkward.mixed_ids".parse().unwrap());
+    source.average_document_bytes = u32::MAX;
+    let all = read(&source, KeyRange::everything()).await;
+    // Batches of 16: the first getMore fails, and the scan goes on with `min` at the 16th document.
+    let lost = doc! { "failCommands": ["getMore"], "errorCode": 43, "appName": "mongo-core" };
+    server.fail_command(0, doc! { "times": 1 }, lost).await.unwrap();
+    assert_eq!(read(&source, KeyRange::everything()).await, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sampled_ranges_cover_a_collection_without_overlap() {
     let (deployment, database) = shared("ranges").await;
     fill(&deployment, &database, "c", 20_000).await;

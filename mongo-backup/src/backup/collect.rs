@@ -71,20 +71,15 @@ pub(super) async fn collect(
     loop {
         // Collections are partitioned one at a time, only as far ahead as there are hands free.
         while running.len() < context.settings.parallel_ranges.get() {
-            let job = match waiting.pop_front() {
-                Some(job) => job,
-                None => match entries.next() {
-                    Some((collection, entry)) => {
-                        let estimate = estimates.get(entry.namespace()).copied().unwrap_or_default();
-                        let (assembly, jobs) = context.prepare(collection, entry, estimate, &budget, &mut exceptions).await?;
-                        assemblies.push(assembly);
-                        waiting.extend(jobs);
-                        continue;
-                    }
-                    None => break,
-                },
-            };
-            running.spawn(read_range(job));
+            if let Some(job) = waiting.pop_front() {
+                running.spawn(read_range(job));
+                continue;
+            }
+            let Some((collection, entry)) = entries.next() else { break };
+            let estimate = estimates.get(entry.namespace()).copied().unwrap_or_default();
+            let (assembly, jobs) = context.prepare(collection, entry, estimate, &budget, &mut exceptions).await?;
+            assemblies.push(assembly);
+            waiting.extend(jobs);
         }
         let Some(done) = running.join_next().await else { break };
         // Dropping the set on an error aborts the others; the store ends with their last reference to it.

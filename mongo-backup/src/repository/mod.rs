@@ -370,3 +370,48 @@ const SEGMENT_TARGET: u32 = 128 << 10;
 const SEGMENT_MAX: u32 = 512 << 10;
 const PACK_BYTES: u32 = 16 << 20;
 const READS_AT_ONCE: usize = 8;
+
+/// Entrances to the parsers of stored bytes, for the fuzz targets only.
+#[cfg(fuzzing)]
+#[allow(missing_docs, reason = "each is named as the parser that it feeds")]
+pub mod fuzzing {
+    use super::*;
+
+    pub fn config(bytes: &[u8]) {
+        let _ = Config::from_bytes(bytes);
+    }
+
+    pub fn frame(bytes: &[u8]) {
+        let object = bytes::Bytes::copy_from_slice(bytes);
+        if let Ok(name) = config_name() {
+            let _ = envelope::open(&name, Magic::CONFIG, &object);
+        }
+    }
+
+    pub fn index(bytes: &[u8]) {
+        if let Ok(payload) = index::decode(bytes) {
+            let _ = Index::join(&[payload], |_, _| true).len();
+        }
+    }
+
+    pub fn manifest(bytes: &[u8]) {
+        let _ = bson::deserialize_from_slice::<SnapshotManifest>(bytes);
+    }
+
+    pub fn pack(bytes: &[u8]) {
+        let _ = pack::directory(bytes);
+    }
+
+    pub fn segment(bytes: &[u8]) {
+        for document in documents_of(bytes) {
+            if let Ok(document) = document {
+                let _ = SnapshotNamespace::from_document(document);
+                let _ = segment::id_bytes(document.as_bytes());
+            }
+        }
+    }
+
+    pub fn node(bytes: &[u8]) {
+        let _ = tree::decode(bytes);
+    }
+}

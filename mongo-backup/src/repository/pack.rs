@@ -117,6 +117,10 @@ impl PackBuilder {
     pub(crate) fn add(&mut self, id: SegmentId, encoding: Encoding, stored: &[u8], plain: u32) -> Result<()> {
         let length = |length: usize| u32::try_from(length).map_err(|_| Error::internal("a pack grew beyond its limit"));
         let entry = Entry { id, encoding, offset: length(self.bytes.len())?, stored: length(stored.len())?, plain };
+        if self.bytes.len() + stored.len() > self.bytes.capacity() && self.bytes.len() > SMALL {
+            // Doubling a large buffer would hold it twice while it is copied, and end with half of it unused.
+            self.bytes.reserve_exact(USUAL);
+        }
         self.bytes.extend_from_slice(stored);
         self.entries.push(entry);
         Ok(())
@@ -195,6 +199,9 @@ pub(crate) fn read_u32(bytes: &[u8]) -> u32 {
 }
 
 pub(crate) const PREFIX: &str = "packs/";
+/// Below this a pack's buffer doubles as it grows; beyond, it gets its usual size at once.
+const SMALL: usize = 1 << 20;
+const USUAL: usize = 17 << 20;
 const MAGIC: &[u8; 4] = b"MBPK";
 const END: &[u8; 4] = b"MBPE";
 const HEADER: usize = 8;
@@ -211,7 +218,7 @@ mod tests {
         let mut builder = PackBuilder::new();
         for (number, segment) in segments.iter().enumerate() {
             let id = SegmentId(Sha256::digest(number.to_le_bytes()).into());
-            builder.add(id, Encoding::Plain, segment, segment.len() as u32).unwrap();
+            builder.add(id, Encoding::Plain, segment, u32::try_from(segment.len()).unwrap()).unwrap();
         }
         builder.finish()
     }

@@ -26,9 +26,11 @@ impl Repository {
             let object = pack.object()?;
             wanted.sort_unstable_by_key(|(_, location)| location.entry.offset);
             for run in runs(&wanted) {
-                let (first, last) = (&wanted[run.start].1.entry, &wanted[run.end - 1].1.entry);
-                let start = u64::from(first.offset);
-                let end = u64::from(last.offset) + u64::from(last.stored);
+                // The end is that of whichever reaches furthest: a damaged index can let segments overlap.
+                let ends = wanted[run.clone()]
+                    .iter()
+                    .map(|(_, location)| u64::from(location.entry.offset) + u64::from(location.entry.stored));
+                let (start, end) = (u64::from(wanted[run.start].1.entry.offset), ends.max().unwrap_or(0));
                 let stored = self.archive().get(&object, Some(start..end)).await.map_err(|error| match error.kind() {
                     mongo_core::ErrorKind::NotFound => {
                         Error::corrupt("a pack is missing from the archive").with_context("object", &object).with_source(error)
@@ -43,7 +45,7 @@ impl Repository {
                     locations
                         .into_iter()
                         .map(|(position, location)| {
-                            let at = (u64::from(location.entry.offset) - start) as usize;
+                            let at = usize::try_from(u64::from(location.entry.offset) - start).unwrap_or(usize::MAX);
                             let bytes = stored.slice(at..at + location.entry.stored as usize);
                             Ok((position, this.decode(&mut decompressor, content, location, &bytes)?))
                         })

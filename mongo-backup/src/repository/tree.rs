@@ -190,7 +190,7 @@ mod tests {
 
     fn entry(number: u32, version: u8) -> TreeEntry {
         let hash = Sha256::digest(number.to_le_bytes());
-        let level = u64::from_le_bytes(*hash.first_chunk().unwrap()).trailing_zeros() as u8 + 4;
+        let level = u8::try_from(u64::from_le_bytes(*hash.first_chunk().unwrap()).trailing_zeros()).unwrap() + 4;
         let mut id: [u8; 32] = hash.into();
         id[31] = version;
         TreeEntry { id: SegmentId(id), level, documents: 3, bytes: 100, first_id: number.to_be_bytes().to_vec() }

@@ -103,7 +103,6 @@ pub struct RestoreBuilder {
 
 impl RestoreBuilder {
     /// Sets the deployment to restore into.
-    #[expect(clippy::should_implement_trait, reason = "reads as the sentence that it is: restore into")]
     pub fn into(mut self, target: &Deployment) -> Self {
         self.target = Some(target.clone());
         self

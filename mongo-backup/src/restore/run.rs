@@ -408,5 +408,5 @@ fn describe(namespace: &Namespace, refused: &Refused) -> RefusedDocument {
     RefusedDocument { namespace: namespace.clone(), id, code: refused.code, reason }
 }
 
-const GROUP_BYTES: u64 = 4 << 20;
+const GROUP_BYTES: u64 = 2 << 20;
 const BATCH_DOCUMENTS: usize = 10_000;

@@ -182,7 +182,7 @@ fn check_options(query: &str) -> Result<()> {
 
 /// An unknown option may be the tail of a password with an `&` in it: repeat it only if it looks like a name.
 fn nameable(name: &str) -> String {
-    if name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphabetic()) {
+    if name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphabetic() || c == '_') {
         name.to_owned()
     } else {
         "that is written there".to_owned()

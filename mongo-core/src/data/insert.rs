@@ -506,9 +506,8 @@ struct Outcome {
 
 fn judge(result: mongodb::error::Result<InsertManyResult>, documents: usize, order: InsertOrder) -> Outcome {
     let documents = documents as u64;
-    let error = match result {
-        Ok(_) => return Outcome { inserted: documents, ..Outcome::default() },
-        Err(error) => error,
+    let Err(error) = result else {
+        return Outcome { inserted: documents, ..Outcome::default() };
     };
     let DriverKind::InsertMany(partial) = &*error.kind else {
         let unknown = if surely_wrote_nothing(&error) { 0 } else { documents };

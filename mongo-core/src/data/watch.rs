@@ -193,6 +193,9 @@ pub enum OnInvalidate {
     Reopen,
 }
 
+/// A step under way owns what it works on and gives it back with its result.
+type StepInFlight<T> = BoxFuture<'static, (Box<Core<T>>, Step<T>)>;
+
 /// A stream of changes that outlives failures.
 ///
 /// Made by `watch_changes` of [`CollectionExt`](super::CollectionExt), [`DatabaseExt`](super::DatabaseExt) and
@@ -207,7 +210,7 @@ pub enum OnInvalidate {
 /// readable then.
 pub struct ChangeWatcher<T: DeserializeOwned> {
     /// `None` once the watcher has ended.
-    step: Option<BoxFuture<'static, (Box<Core<T>>, Step<T>)>>,
+    step: Option<StepInFlight<T>>,
     token: Option<ResumeToken>,
     cancelled: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }

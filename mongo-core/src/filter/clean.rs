@@ -398,7 +398,7 @@ fn combine<C>(parts: Vec<Part<C>>, decides: fn(&Part<C>) -> bool, decided: Part<
 #[cfg(test)]
 mod tests {
     use mongodb::bson::{JavaScriptCodeWithScope, Regex, cstr};
-    use proptest::prelude::*;
+    use proptest::prelude::{any, *};
 
     use super::*;
 

@@ -47,10 +47,7 @@ impl ReplicaSetConfig {
     /// Reads what `replSetGetConfig` returns.
     pub(super) fn from_document(document: &Document) -> Result<Self> {
         let mut other = document.clone();
-        let name = match other.remove("_id") {
-            Some(Bson::String(name)) => name,
-            _ => return Err(malformed("_id")),
-        };
+        let Some(Bson::String(name)) = other.remove("_id") else { return Err(malformed("_id")) };
         let version = other.remove("version").as_ref().and_then(integer).ok_or_else(|| malformed("version"))?;
         let Some(Bson::Array(members)) = other.remove("members") else { return Err(malformed("members")) };
         let members = members

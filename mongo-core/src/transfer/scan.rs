@@ -66,7 +66,7 @@ pub struct ScanSource {
     pub at: Option<Timestamp>,
     /// Which member to read from; the primary by default.
     pub from: Option<SelectionCriteria>,
-    /// The most bytes that a batch should hold. Default 4 MiB; a larger document comes alone.
+    /// The most bytes that a batch should hold. Default 1 MiB; a larger document comes alone.
     pub batch_bytes: u32,
     /// The size of an average document, by which the number of documents in a batch is chosen.
     pub average_document_bytes: u32,
@@ -89,7 +89,7 @@ impl ScanSource {
             order: ScanOrder::Id,
             at: None,
             from: None,
-            batch_bytes: 4 << 20,
+            batch_bytes: 1 << 20,
             average_document_bytes: 1024,
             budget: MemoryBudget::new(64 << 20),
             retry: RetryPolicy::default(),
@@ -100,17 +100,7 @@ impl ScanSource {
 
     /// Starts reading a range. Nothing is sent before [`RangeScan::next`].
     pub fn scan(&self, range: KeyRange) -> RangeScan {
-        RangeScan {
-            source: self.clone(),
-            last: None,
-            step: if range.upper.is_none() && range.lower.is_some() {
-                Step::Range { then_max_key: true }
-            } else {
-                Step::Range { then_max_key: false }
-            },
-            range,
-            cursor: None,
-        }
+        RangeScan { source: self.clone(), last: None, step: Step::first(&range), range, cursor: None }
     }
 
     fn batch_documents(&self) -> i32 {
@@ -170,6 +160,17 @@ enum Step {
     /// Reading the document whose `_id` is `MaxKey`, if there is one.
     MaxKey,
     Done,
+}
+
+impl Step {
+    /// The index knows no bound beyond `MinKey` and `MaxKey`: the server refuses a range from the one to itself.
+    fn first(range: &KeyRange) -> Self {
+        match (&range.lower, &range.upper) {
+            (_, Some(RawBson::MinKey)) => Self::Done,
+            (Some(RawBson::MaxKey), None) => Self::MaxKey,
+            (lower, upper) => Self::Range { then_max_key: lower.is_some() && upper.is_none() },
+        }
+    }
 }
 
 impl RangeScan {
@@ -232,6 +233,13 @@ impl RangeScan {
     }
 
     async fn reopen(&mut self) -> Result<Option<(RawBatch, usize)>> {
+        if let (Some(last), Step::Range { .. }, None) = (&self.last, self.step, &self.range.upper) {
+            // From its last key on, a range without an end no longer reaches `MaxKey` by itself.
+            if *last == RawBson::MaxKey {
+                return Ok(None);
+            }
+            self.step = Step::Range { then_max_key: true };
+        }
         let (source, command) = (&self.source, self.find_command()?);
         // At the start nothing was delivered, so a scan in natural order can be tried again as well.
         let (cursor, batch) =

@@ -247,27 +247,23 @@ impl WriteTarget {
 
     async fn send(&self, documents: &[(usize, &RawDocument)], statement: Statement) -> Result<Document> {
         let collection = self.namespace.collection();
-        let mut command = if statement == Statement::Insert {
-            let mut array = RawArrayBuf::new();
-            for (_, document) in documents {
-                array.push((*document).to_owned());
-            }
-            rawdoc! { "insert": collection, "documents": array }
-        } else {
-            let mut array = RawArrayBuf::new();
-            for (_, document) in documents {
-                array.push(update_statement(document, statement)?);
-            }
-            rawdoc! { "update": collection, "updates": array }
-        };
-        command.append(cstr!("ordered"), self.ordered);
+        let mut tail = rawdoc! { "ordered": self.ordered };
         if self.bypass_validation {
-            command.append(cstr!("bypassDocumentValidation"), true);
+            tail.append(cstr!("bypassDocumentValidation"), true);
         }
         if self.keeps_empty_timestamps {
-            command.append(cstr!("bypassEmptyTsReplacement"), true);
+            tail.append(cstr!("bypassEmptyTsReplacement"), true);
         }
-        command.append(cstr!("writeConcern"), write_concern_document(&self.write_concern));
+        tail.append(cstr!("writeConcern"), write_concern_document(&self.write_concern));
+        let command = if statement == Statement::Insert {
+            let documents = documents.iter().map(|(_, document)| *document);
+            raw::command_with(&rawdoc! { "insert": collection }, "documents", documents, &tail)?
+        } else {
+            let updates: Vec<RawDocumentBuf> =
+                documents.iter().map(|(_, document)| update_statement(document, statement)).collect::<Result<_>>()?;
+            let updates = updates.iter().map(AsRef::as_ref);
+            raw::command_with(&rawdoc! { "update": collection }, "updates", updates, &tail)?
+        };
         Ok(self.deployment.database(self.namespace.database()).run_raw_command(command).await?)
     }
 

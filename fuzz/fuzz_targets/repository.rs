@@ -1,0 +1,18 @@
+//! Every parser of stored bytes; the first byte chooses one.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mongo_backup::fuzzing;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    match which % 7 {
+        0 => fuzzing::config(bytes),
+        1 => fuzzing::frame(bytes),
+        2 => fuzzing::index(bytes),
+        3 => fuzzing::manifest(bytes),
+        4 => fuzzing::pack(bytes),
+        5 => fuzzing::segment(bytes),
+        _ => fuzzing::node(bytes),
+    }
+});
