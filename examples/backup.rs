@@ -320,7 +320,7 @@ async fn verify(verification: &Verification, json: bool) -> Result<ExitCode> {
     }
     let objects: Vec<&str> = report.problems.iter().filter_map(|problem| problem.object.as_deref()).take(3).collect();
     eprintln!(
-        "error: the archive is damaged, {} problem(s) found ({}): restore these objects from another copy, or make a new backup",
+        "error: the archive is damaged, {} problem(s) found ({}): put good copies of these objects back, or move them out of the archive and make a new backup, which stores anew what is missing",
         report.problems.len(),
         objects.join(" ")
     );

@@ -7,8 +7,8 @@ use std::{
 
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Result,
-    bson::{RawBsonRef, RawDocument},
     progress::{NoProgress, PhaseMeter, ProgressSink, Total},
+    transfer::check_structure,
 };
 use serde::Serialize;
 
@@ -133,6 +133,11 @@ impl Verify {
                 list.snapshots
             }
         };
+        // Another process may have written since the repository was opened.
+        self.repository.reload_index().await?;
+        for (object, what) in self.repository.damaged_indexes() {
+            report.problems.push(Problem { object: Some(object), what, affects: BTreeMap::new() });
+        }
         let mut needs = Needs::default();
         let mut bytes = 0;
         for manifest in &manifests {
@@ -337,7 +342,7 @@ impl Need {
         }
         let mut documents = 0;
         for document in documents_of(plain) {
-            check_document(document?, 0)?;
+            check_structure(document?)?;
             documents += 1;
         }
         if (documents, plain.len() as u64) != (self.documents, self.bytes) {
@@ -347,26 +352,6 @@ impl Need {
         }
         Ok((documents, plain.len() as u64))
     }
-}
-
-/// Reads a document down to its last field.
-fn check_document(document: &RawDocument, depth: usize) -> Result<()> {
-    // The server stops at 180 or 200; a damaged document must not overflow the stack here.
-    if depth > DEEPEST {
-        return Err(Error::corrupt("a document is nested deeper than any server allows"));
-    }
-    for field in document {
-        let (_, value) = field?;
-        match value {
-            RawBsonRef::Document(inner) => check_document(inner, depth + 1)?,
-            RawBsonRef::Array(inner) => {
-                check_document(RawDocument::from_bytes(inner.as_bytes())?, depth + 1)?;
-            }
-            RawBsonRef::JavaScriptCodeWithScope(code) => check_document(code.scope, depth + 1)?,
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn is_damage(error: &Error) -> bool {
@@ -384,4 +369,3 @@ fn problem(error: &Error, owner: Option<&Owner>) -> Problem {
 }
 
 const FINDINGS_A_PACK: usize = 10;
-const DEEPEST: usize = 250;

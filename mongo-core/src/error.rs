@@ -276,8 +276,9 @@ pub fn classify_code(code: i32) -> ErrorKind {
         79 | 100 | 104 | 260 | 280 => ErrorKind::InvalidInput,
         // NotYetInitialized, ChangeStreamHistoryLost, no text index.
         94 | 286 | 291 | 40280 => ErrorKind::NotFound,
-        // ConfigurationInProgress, NotPrimaryReconfig races.
-        109 | 308 => ErrorKind::Unavailable,
+        // ConfigurationInProgress, a reconfiguration that races, CappedPositionLost (a capped collection overtook its reader),
+        // OutOfDiskSpace.
+        109 | 136 | 308 | 14031 => ErrorKind::Unavailable,
         // NamespaceExists, IndexOptionsConflict, IndexKeySpecsConflict, AlreadyInitialized.
         23 | 48 | 85 | 86 => ErrorKind::Conflict,
         // DocumentValidationFailure, DuplicateKey (three codes), BSONObjectTooLarge, immutable or invalid `_id`.

@@ -256,6 +256,12 @@ impl NamespaceSelection {
             && !self.exclude.iter().any(|pattern| pattern.matches(&text))
     }
 
+    /// Whether it can take namespaces of databases that it does not name.
+    pub fn is_open(&self) -> bool {
+        self.include.is_empty()
+            || self.include.iter().any(|pattern| !pattern.literals.first().is_some_and(|literal| literal.contains('.')))
+    }
+
     /// The includes that none of `namespaces` matches: most often a misspelling.
     pub fn unmatched<'a>(&'a self, namespaces: impl Iterator<Item = &'a Namespace> + Clone) -> Vec<&'a NamespacePattern> {
         self.include

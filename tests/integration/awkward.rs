@@ -77,6 +77,17 @@ async fn ids(deployment: &Deployment) {
 async fn values(deployment: &Deployment) {
     let id = |text: &[u8]| [b"\x02_id\0", &u32::try_from(text.len() + 1).unwrap().to_le_bytes()[..], text, b"\0"].concat();
     let zero = Bson::Timestamp(Timestamp { time: 0, increment: 0 });
+    // What no reader that insists on valid text can read, and the server stores all the same.
+    let unreadable = [
+        raw(&[&id(b"not utf-8")[..], b"\x02s\0\x06\0\0\0caf\xe9\xff\0"].concat()),
+        raw(&[&id(b"a name of no text")[..], b"\x10\xff\xfe\0\x01\0\0\0"].concat()),
+        raw(&[&id(b"old binary without its length")[..], b"\x05b\0\x03\0\0\0\x02abc"].concat()),
+        raw(b"\x02_id\0\x04\0\0\0i\xe9d\0"),
+    ];
+    exactly(deployment, "unreadable", &unreadable).await;
+    // Keys as large as documents: the nodes of a tree hold the first one of each segment.
+    let large_keys: Vec<_> = (0..40).map(|number| rawdoc! { "_id": format!("{number:03}{}", "k".repeat(700_000)) }).collect();
+    exactly(deployment, "large_keys", &large_keys).await;
     let binaries: Vec<Bson> = [3_u8, 5, 6, 9, 0x80]
         .into_iter()
         .map(|subtype| Bson::Binary(Binary { subtype: BinarySubtype::from(subtype), bytes: vec![1; 16] }))

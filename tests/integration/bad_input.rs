@@ -88,7 +88,7 @@ async fn archives_and_snapshots_that_are_not_there() {
     );
     assert!(!Path::new(archive).exists(), "nothing is written");
     assert!(run_example("backup", &["create", "--uri", &uri, "--ns", &pattern, "--archive", archive]).status.success());
-    says(&fails(&["show", "--archive", archive, "--snapshot", "20200101t000000z-00000000"]), &["no such snapshot", "list"]);
+    says(&fails(&["show", "--archive", archive, "--snapshot", "20200101t000000000z-00000000"]), &["no such snapshot", "list"]);
     says(&fails(&["show", "--archive", archive, "--snapshot", "nonsense"]), &["no snapshot id"]);
     says(
         &fails(&["restore", "--uri", &uri, "--archive", archive, "--ns", "typo.*"]),

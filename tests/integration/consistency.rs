@@ -138,17 +138,37 @@ async fn a_capped_collection_is_told_as_an_exception() {
     );
 }
 
+/// A cursor on a name that is gone finds nothing, without an error, even at a cluster time at which there were documents.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collection_dropped_underneath_is_a_conflict_and_no_snapshot() {
+async fn a_collection_dropped_or_renamed_underneath_is_a_conflict_and_no_snapshot() {
     let (server, deployment) = own().await;
-    fill(&deployment, "shop", "orders", 5_000).await;
-    // What the server says when the collection of a cursor is dropped; really dropping it in time would be a race.
-    server
-        .fail_command(0, doc! { "times": 1 }, doc! { "failCommands": ["find"], "errorCode": 26, "appName": "mongo-core" })
-        .await
-        .unwrap();
+    let foreign = server.client().await.unwrap();
     let repository = repository().await;
-    let error = Backup::builder(&deployment, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    for command in [doc! { "drop": "orders" }, doc! { "renameCollection": "shop.orders", "to": "shop.elsewhere" }] {
+        fill(&deployment, "shop", "orders", 5_000).await;
+        // Every `find` of the backup waits for two seconds, and then for us.
+        let wait = doc! { "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 2_000, "appName": "mongo-core" };
+        server.fail_command(0, doc! { "times": 1 }, wait).await.unwrap();
+        let backup = Backup::builder(&deployment, &repository).namespaces("shop.*").build().unwrap();
+        let work = tokio::spawn(async move { backup.run().await });
+        let blocked = vec![doc! { "$currentOp": {} }, doc! { "$match": { "appName": "mongo-core", "command.find": "orders" } }];
+        while foreign
+            .database("admin")
+            .aggregate(blocked.clone())
+            .await
+            .unwrap()
+            .try_collect::<Vec<_>>()
+            .await
+            .unwrap()
+            .is_empty()
+        {
+            assert!(!work.is_finished(), "the backup did not wait");
+            tokio::task::yield_now().await;
+        }
+        let database = if command.contains_key("drop") { "shop" } else { "admin" };
+        foreign.database(database).run_command(command.clone()).await.unwrap();
+        let error = work.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{command}: {}", error.report());
+    }
     assert!(repository.snapshots().await.unwrap().snapshots.is_empty());
 }

@@ -123,8 +123,8 @@ async fn a_truncated_or_missing_pack_is_named_and_the_next_backup_heals_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damaged_config_index_and_manifest_are_named() {
-    for (below, opens) in [("config", false), ("index", false), ("snapshots", true)] {
+async fn damaged_config_and_manifest_are_named() {
+    for (below, opens) in [("config", false), ("snapshots", true)] {
         let damaged = Damaged::new("frames").await;
         let path = if below == "config" { damaged.root().join("config") } else { damaged.objects(below).pop().unwrap() };
         flip(&path, 40);
@@ -143,4 +143,51 @@ async fn damaged_config_index_and_manifest_are_named() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_is_named_and_the_directories_of_the_packs_stand_in_for_it() {
+    let damaged = Damaged::new("index").await;
+    let index = damaged.objects("index").pop().unwrap();
+    flip(&index, 40);
+    let repository = damaged.open().await.unwrap();
+    let report = Verify::new(&repository).run().await.unwrap();
+    assert!(
+        report.problems.iter().any(|problem| problem.object.as_deref().is_some_and(|object| object.contains(name(&index)))),
+        "{report:?}"
+    );
+    assert!(damaged.restore().await.unwrap().is_complete());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_dropped_for_a_damaged_archive() {
+    let damaged = Damaged::new("drop").await;
+    let pack = damaged.objects("packs").pop().unwrap();
+    let size = fs::metadata(&pack).unwrap().len();
+    flip(&pack, usize::try_from(size / 2).unwrap());
+    let repository = damaged.open().await.unwrap();
+    let restore =
+        Restore::builder(&repository, SnapshotChoice::Latest).into(&damaged.deployment).drop_existing().build().unwrap();
+    let error = restore.run().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::CorruptData && error.report().contains(name(&pack)), "{}", error.report());
+    let left = damaged
+        .deployment
+        .database(&damaged.database)
+        .collection::<mongo_core::bson::Document>("c")
+        .estimated_document_count()
+        .await
+        .unwrap();
+    assert_eq!(left, 5_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moving_a_damaged_pack_away_lets_the_next_backup_heal() {
+    let damaged = Damaged::new("heal").await;
+    let pack = damaged.objects("packs").pop().unwrap();
+    flip(&pack, 5_000);
+    fs::rename(&pack, damaged.folder.path().join("moved away")).unwrap();
+    let repository = damaged.open().await.unwrap();
+    Backup::builder(&damaged.deployment, &repository).namespaces(&damaged.database).build().unwrap().run().await.unwrap();
+    assert!(Verify::new(&repository).snapshot(SnapshotChoice::Latest).run().await.unwrap().is_sound());
+    assert!(damaged.restore().await.unwrap().is_complete());
 }

@@ -6,7 +6,7 @@ use mongo_core::{
     Deployment, ErrorKind, Namespace,
     bson::{Bson, Document, RawDocumentBuf, Timestamp, doc, rawdoc},
     transfer::{
-        partition::{KeyRange, PartitionSettings, partition},
+        partition::{Key, KeyRange, PartitionSettings, partition},
         scan::{MemoryBudget, ScanSource},
         write::{WriteMode, WriteTarget},
     },
@@ -35,8 +35,7 @@ async fn mixed_ids_are_read_exactly_once_at_any_cut() {
     let source = ScanSource::new(deployment.clone(), namespace.clone());
     let all = read(&source, KeyRange::everything()).await;
     assert!(all.len() >= 26, "{}", all.len());
-    let keys: Vec<_> =
-        all.iter().map(|document| mongo_core::bson::RawBson::from(document.get("_id").unwrap().unwrap())).collect();
+    let keys: Vec<_> = all.iter().map(|document| Key::of(document).unwrap()).collect();
     for step in 1..=3 {
         let bounds: Vec<_> = keys.iter().skip(1).step_by(step).cloned().collect();
         let mut seen = Vec::new();

@@ -12,8 +12,9 @@ use mongo_core::{
     progress::PhaseMeter,
     transfer::{
         catalog::{Catalog, CollectionEntry},
+        leading_id,
         partition::{KeyRange, ScanOrder, partition},
-        scan::{MemoryBudget, RangeScan, ScanBatch, ScanSource},
+        scan::{MemoryBudget, ScanBatch, ScanSource},
     },
 };
 use tokio::task::JoinSet;
@@ -24,7 +25,7 @@ use crate::{
     repository::{
         config::Config,
         manifest::SnapshotNamespace,
-        segment::{Content, Segment, SegmentId, Segmenter, id_bytes, is_anchor},
+        segment::{Content, Segment, SegmentId, Segmenter, is_anchor},
         store::{Compressor, SegmentStore},
         tree::{TreeBuilder, TreeEntry, TreeRoot},
     },
@@ -151,25 +152,17 @@ impl Context<'_> {
         let jobs = ranges
             .into_iter()
             .enumerate()
-            .map(|(range, keys)| {
-                let segmenter = Segmenter::new(&self.config.keys, self.config.sizes, bits);
-                let head = if range == 0 { Head::Passed } else { Head::Open(Vec::new()) };
-                Job {
-                    collection,
-                    range,
-                    scan: source.scan(keys),
-                    cutter: Cutter {
-                        store: Arc::clone(&self.store),
-                        compressor: Compressor::new(),
-                        segmenter,
-                        bits,
-                        head,
-                        entries: Vec::new(),
-                    },
-                    meter: Arc::clone(&self.meter),
-                    metrics: self.metrics.clone(),
-                    stop: self.stop.clone(),
-                }
+            .map(|(range, keys)| Job {
+                collection,
+                range,
+                source: source.clone(),
+                keys,
+                store: Arc::clone(&self.store),
+                segmenter: Segmenter::new(&self.config.keys, self.config.sizes, bits),
+                bits,
+                meter: Arc::clone(&self.meter),
+                metrics: self.metrics.clone(),
+                stop: self.stop.clone(),
             })
             .collect();
         Ok((assembly, jobs))
@@ -196,11 +189,22 @@ impl Context<'_> {
 struct Job {
     collection: usize,
     range: usize,
-    scan: RangeScan,
-    cutter: Cutter,
+    source: ScanSource,
+    keys: KeyRange,
+    store: Arc<SegmentStore>,
+    segmenter: Segmenter,
+    bits: u8,
     meter: Arc<PhaseMeter>,
     metrics: BackupMetrics,
     stop: CancellationToken,
+}
+
+impl Job {
+    fn cutter(&self) -> Cutter {
+        let head = if self.range == 0 { Head::Passed } else { Head::Open(Vec::new()) };
+        let (store, segmenter) = (Arc::clone(&self.store), self.segmenter.emptied());
+        Cutter { store, compressor: Compressor::new(), segmenter, bits: self.bits, head, entries: Vec::new() }
+    }
 }
 
 /// A range that was read.
@@ -210,15 +214,34 @@ struct RangeDone {
     cutter: Cutter,
 }
 
-/// Reads a range; while one batch is cut and compressed, the next is on its way.
-async fn read_range(mut job: Job) -> Result<RangeDone> {
-    let mut cutter = job.cutter;
-    let mut batch = job.scan.next().await.map_err(explain)?;
+/// Reads a range. A capped collection that overtakes its reader is read anew from what is its oldest document by then, a few times.
+async fn read_range(job: Job) -> Result<RangeDone> {
+    let mut overtaken = 0;
+    loop {
+        match read_once(&job).await {
+            // CappedPositionLost.
+            Err(error) if error.server_code() == Some(136) && overtaken < OVERTAKEN_AT_MOST => overtaken += 1,
+            Err(error) if error.server_code() == Some(136) => {
+                return Err(error.wrap(
+                    "a capped collection is overwritten faster than it can be read: leave it out, or choose a quieter hour",
+                ));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// While one batch is cut and compressed, the next is on its way.
+async fn read_once(job: &Job) -> Result<RangeDone> {
+    let mut cutter = job.cutter();
+    let mut scan = job.source.scan(job.keys.clone());
+    let mut batch = scan.next().await.map_err(explain)?;
     while let Some(current) = batch {
         let work = tokio::task::spawn_blocking(move || cutter.take(&current).map(|counts| (cutter, counts)));
-        let next = job.scan.next().await;
+        let next = scan.next().await;
         let (returned, (documents, bytes)) = work.await??;
         cutter = returned;
+        cutter.store.send_full().await?;
         job.meter.advance(documents, bytes);
         job.metrics.read(documents, bytes);
         batch = next.map_err(explain)?;
@@ -317,7 +340,7 @@ fn store_segment(store: &SegmentStore, compressor: &mut Compressor, segment: Seg
         level: segment.level,
         documents: u64::from(segment.documents),
         bytes: segment.plain.len() as u64,
-        first_id: id_bytes(segment.plain).unwrap_or_default().to_vec(),
+        first_id: leading_id(segment.plain).unwrap_or_default().to_vec(),
     })
 }
 
@@ -360,6 +383,7 @@ impl Assembly {
             };
             let entries = std::mem::take(&mut finished.entries);
             self.cutter = current;
+            self.cutter.store.send_full().await?;
             self.add(entries).await?;
         }
         Ok(())
@@ -449,3 +473,4 @@ fn store_node(store: &SegmentStore, compressor: &mut Compressor, node: &[u8]) ->
 }
 
 const LONGEST_HEAD: usize = 8 << 20;
+const OVERTAKEN_AT_MOST: usize = 3;

@@ -15,7 +15,7 @@ use mongo_core::{
     mongodb::options::{ReadPreference, SelectionCriteria},
     progress::{NoProgress, PhaseMeter, ProgressSink, Total},
     transfer::{
-        catalog::{Catalog, CollectionEntry, LeftOut},
+        catalog::{Catalog, CollectionEntry, CollectionKind, LeftOut},
         partition::PartitionSettings,
         scan::is_snapshot_lost,
     },
@@ -265,7 +265,8 @@ impl Backup {
     }
 
     async fn read_catalog(&self) -> Result<Catalog> {
-        Catalog::read(&self.deployment, &self.settings.selection, self.from.as_ref()).await
+        // From the primary, whatever is read from: a secondary that lags does not know of the newest collections yet.
+        Catalog::read(&self.deployment, &self.settings.selection, None).await
     }
 
     /// A cluster time at which the catalog is known: the catalog is read before and after it, until both readings agree.
@@ -285,6 +286,34 @@ impl Backup {
             ErrorKind::Unavailable,
             "collections or indexes are created, changed or dropped all the time: try again when that has ended",
         ))
+    }
+
+    /// What a majority has: nothing before it can be rolled back, and everything after it is still to be read.
+    async fn majority_time(&self) -> Result<Timestamp> {
+        let hello = self.deployment.database("admin").run_command(doc! { "hello": 1 }).await?;
+        let time = hello
+            .get_document("lastWrite")
+            .and_then(|write| write.get_document("majorityOpTime"))
+            .and_then(|time| time.get_timestamp("ts"));
+        time.map_err(|error| {
+            Error::new(ErrorKind::Unsupported, "the primary does not tell what a majority has").with_source(error)
+        })
+    }
+
+    /// No collection may have been dropped, renamed or made anew while it was read: a cursor on a name that is gone finds
+    /// nothing, without an error, even at a cluster time at which there were documents.
+    async fn check_still_there(&self, catalog: &Catalog) -> Result<()> {
+        let now = self.read_catalog().await?;
+        for entry in &catalog.entries {
+            if entry.kind() != CollectionKind::View && now.get(entry.namespace()).is_none_or(|now| now.uuid() != entry.uuid()) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "a collection was dropped or renamed during the backup: run it again",
+                )
+                .with_context("namespace", entry.namespace()));
+            }
+        }
+        Ok(())
     }
 
     /// The time of the primary's newest operation. A read at that time waits until a majority has it, so it holds every
@@ -336,9 +365,13 @@ impl BackupPlan<'_> {
         let started = DateTime::now();
         backup.repository.make().await?;
         backup.repository.reload_index().await?;
+        let resume_point = match backup.deployment.topology() {
+            Topology::Standalone => None,
+            _ => Some(backup.majority_time().await?),
+        };
         if backup.deployment.can_read_snapshots() {
             let (catalog, at) = backup.choose_cluster_time(catalog).await?;
-            let attempt = backup.attempt(started, &catalog, &estimates, Some(at), None).await;
+            let attempt = backup.attempt(started, &catalog, &estimates, When::At(at)).await;
             match attempt {
                 Err(error) if is_snapshot_lost(&error) && backup.settings.demand == ConsistencyDemand::WherePossible => {
                     let reason = "the server gave up the history of the cluster time before everything was read".to_owned();
@@ -348,15 +381,25 @@ impl BackupPlan<'_> {
                         .event(&mongo_core::progress::ProgressEvent::Note(format!("{reason}: reading anew with best effort")));
                     backup.repository.reload_index().await?;
                     let catalog = backup.read_catalog().await?;
-                    backup.attempt(started, &catalog, &estimates, None, Some(reason)).await
+                    backup.attempt(started, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
                 }
                 other => other,
             }
         } else {
             let reason = no_snapshots(&backup.deployment);
-            backup.attempt(started, &catalog, &estimates, None, Some(reason)).await
+            // Read again behind the resume point, so that a later replay knows every collection or sees it made.
+            let catalog = backup.read_catalog().await?;
+            backup.attempt(started, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
         }
     }
+}
+
+/// The time at which a backup reads.
+enum When {
+    /// Everything at one cluster time.
+    At(Timestamp),
+    /// Everything as it is when its turn comes. A later replay must begin at the resume point.
+    BestEffort { reason: String, resume_point: Option<Timestamp> },
 }
 
 fn no_snapshots(deployment: &Deployment) -> String {
@@ -369,6 +412,7 @@ fn no_snapshots(deployment: &Deployment) -> String {
 impl Backup {
     /// How finely the newest readable snapshot cuts each collection.
     async fn known_bits(&self) -> Result<HashMap<Namespace, u8>> {
+        self.repository.reload_index().await?;
         let Some(newest) = self.repository.snapshots().await?.snapshots.pop() else { return Ok(HashMap::new()) };
         match self.repository.namespaces(&newest).await {
             Ok(namespaces) => {
@@ -388,14 +432,11 @@ impl Backup {
         started: DateTime,
         catalog: &Catalog,
         estimates: &BTreeMap<Namespace, (u64, u64)>,
-        at: Option<Timestamp>,
-        best_effort: Option<String>,
+        when: When,
     ) -> Result<BackupReport> {
-        // Where a later replay must begin. A best-effort snapshot of a replica set needs everything from before its first read on.
-        let resume_point = match (at, self.deployment.topology()) {
-            (Some(at), _) => Some(at),
-            (None, Topology::Standalone) => None,
-            (None, _) => Some(self.operation_time().await?),
+        let at = match &when {
+            When::At(at) => Some(*at),
+            When::BestEffort { .. } => None,
         };
         let known_bits = self.known_bits().await?;
         let (documents, bytes) = estimates.values().fold((0, 0), |(documents, bytes), (d, b)| (documents + d, bytes + b));
@@ -444,9 +485,12 @@ impl Backup {
         if let Ok(meter) = Arc::try_unwrap(meter) {
             meter.finish();
         }
-        let consistency = match (at, best_effort) {
-            (Some(cluster_time), _) => Consistency::PointInTime { cluster_time, exceptions: collected.exceptions },
-            (None, reason) => Consistency::BestEffort { reason: reason.unwrap_or_default() },
+        self.check_still_there(catalog).await?;
+        let (consistency, resume_point) = match when {
+            When::At(cluster_time) => {
+                (Consistency::PointInTime { cluster_time, exceptions: collected.exceptions }, Some(cluster_time))
+            }
+            When::BestEffort { reason, resume_point } => (Consistency::BestEffort { reason }, resume_point),
         };
         let sum = |number: fn(&SnapshotNamespace) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
         let manifest = SnapshotManifest {
@@ -469,7 +513,10 @@ impl Backup {
             catalog: collected.catalog,
         };
         self.repository.publish(&manifest).await?;
-        self.repository.reload_index().await?;
+        // The snapshot exists: what goes wrong from here on is the next operation's business.
+        if let Err(error) = self.repository.reload_index().await {
+            tracing::warn!(error = %error.report(), "the index could not be read anew");
+        }
         Ok(BackupReport::new(&manifest, &collected.namespaces))
     }
 }
@@ -509,7 +556,7 @@ pub struct NamespaceReport {
     /// Its name.
     pub namespace: Namespace,
     /// Its kind.
-    pub kind: mongo_core::transfer::catalog::CollectionKind,
+    pub kind: CollectionKind,
     /// Documents; of a time-series collection its buckets.
     pub documents: u64,
     /// Bytes of BSON.

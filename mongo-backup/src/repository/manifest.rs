@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::TreeRoot;
 
-/// The name of a snapshot: the second of its making in UTC and eight random hexadecimal digits, as in
-/// `20260228t021503z-5f0c2a91`. Names sort by time.
+/// The name of a snapshot: the millisecond of its beginning in UTC and eight random hexadecimal digits, as in
+/// `20260228t021503007z-5f0c2a91`. Names sort by time.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotId(String);
@@ -23,7 +23,8 @@ impl SnapshotId {
         getrandom::fill(&mut random).map_err(|error| Error::internal(format!("no randomness to be had: {error}")))?;
         let text = now.try_to_rfc3339_string().map_err(|error| Error::internal("the clock shows no date").with_source(error))?;
         let second: String = text.chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
-        format!("{}z-{}", second.to_ascii_lowercase(), hex::encode(random)).parse()
+        let millis = now.timestamp_millis().rem_euclid(1000);
+        format!("{}{millis:03}z-{}", second.to_ascii_lowercase(), hex::encode(random)).parse()
     }
 
     /// The name.
@@ -36,12 +37,12 @@ impl FromStr for SnapshotId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let good = text.len() == 25
+        let good = text.len() == 28
             && text.bytes().enumerate().all(|(position, byte)| match position {
                 8 => byte == b't',
-                15 => byte == b'z',
-                16 => byte == b'-',
-                0..=14 => byte.is_ascii_digit(),
+                18 => byte == b'z',
+                19 => byte == b'-',
+                0..=17 => byte.is_ascii_digit(),
                 _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
             });
         if good {
@@ -258,9 +259,9 @@ mod tests {
         let early = SnapshotId::generate(DateTime::from_millis(0)).unwrap();
         let late = SnapshotId::generate(DateTime::from_millis(1_800_000_000_000)).unwrap();
         assert!(early < late);
-        assert!(early.as_str().starts_with("19700101t000000z-"));
+        assert!(early.as_str().starts_with("19700101t000000000z-"));
         assert_eq!(late.as_str().parse::<SnapshotId>().unwrap(), late);
-        for bad in ["", "latest", "../../x", "19700101t000000z-0000000G"] {
+        for bad in ["", "latest", "../../x", "19700101t000000000z-0000000G"] {
             assert!(bad.parse::<SnapshotId>().is_err(), "{bad}");
         }
     }

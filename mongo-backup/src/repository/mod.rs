@@ -11,7 +11,7 @@ pub(crate) mod store;
 pub(crate) mod tree;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -24,9 +24,9 @@ use mongo_core::{Error, ErrorKind, Result, bson};
 use self::{
     config::Config,
     envelope::Magic,
-    index::Index,
+    index::{Index, PackTable, Row},
     manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
-    pack::PackId,
+    pack::{Entry, PackId},
     segment::{Content, SegmentSizes},
 };
 use crate::archive::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome};
@@ -54,6 +54,8 @@ struct Inner {
     /// Whether the config lies in the archive; the first backup puts it there.
     made: AtomicBool,
     index: RwLock<Arc<Index>>,
+    /// Index objects that could not be read when the index was, and what is wrong with them.
+    damaged: RwLock<Vec<(String, String)>>,
 }
 
 /// The snapshots of a repository.
@@ -130,6 +132,7 @@ impl Repository {
             config: RwLock::new(Arc::new(config)),
             made: AtomicBool::new(made),
             index: RwLock::default(),
+            damaged: RwLock::default(),
         }))
     }
 
@@ -230,9 +233,11 @@ impl Repository {
     pub(crate) async fn publish(&self, manifest: &SnapshotManifest) -> Result<()> {
         let name = ObjectName::new(format!("{SNAPSHOTS}{}", manifest.id))?;
         let object = envelope::seal(Magic::SNAPSHOT, &bson::serialize_to_vec(manifest)?);
-        match self.archive().put(&name, object, PutMode::CreateOnly).await? {
-            PutOutcome::Stored => Ok(()),
-            PutOutcome::AlreadyExists => {
+        match self.archive().put(&name, object, PutMode::CreateOnly).await {
+            Ok(PutOutcome::Stored) => Ok(()),
+            // A failure whose outcome is unknown: what can be read back was written.
+            Err(error) => self.read_manifest(&name).await.map(drop).map_err(|_| error),
+            Ok(PutOutcome::AlreadyExists) => {
                 Err(Error::new(ErrorKind::Conflict, "a snapshot of this id exists").with_context("snapshot", &manifest.id))
             }
         }
@@ -256,22 +261,46 @@ impl Repository {
 
     /// Reads every index object anew, and trusts only what lies in packs that are there with the size they should have.
     pub(crate) async fn reload_index(&self) -> Result<()> {
+        // Index objects first: whoever writes at the same time writes packs before the index object that names them.
+        let objects: Vec<ObjectMeta> = self.archive().list(index::PREFIX).try_collect().await?;
         let packs: HashMap<PackId, u64> = self
             .archive()
             .list(pack::PREFIX)
             .try_filter_map(|object| async move { Ok(PackId::from_object(&object.name).map(|id| (id, object.size))) })
             .try_collect()
             .await?;
-        let objects: Vec<ObjectMeta> = self.archive().list(index::PREFIX).try_collect().await?;
-        let payloads: Vec<_> = stream::iter(objects)
+        let read: Vec<(ObjectName, Result<(PackTable, Vec<Row>)>)> = stream::iter(objects)
             .map(|object| async move {
-                let bytes = self.archive().get(&object.name, None).await?;
-                let payload = envelope::open(&object.name, Magic::INDEX, &bytes)?;
-                index::decode(&payload).map_err(|error| error.with_context("object", &object.name))
+                let read = self.read_index(&object.name).await;
+                (object.name, read)
             })
             .buffer_unordered(READS_AT_ONCE)
-            .try_collect()
-            .await?;
+            .collect()
+            .await;
+        let mut payloads = Vec::with_capacity(read.len());
+        let mut damaged = Vec::new();
+        for (name, read) in read {
+            match read {
+                Ok(payload) => payloads.push(payload),
+                // What a damaged index object says is in the directories of its packs too.
+                Err(error) if error.kind() == ErrorKind::CorruptData => damaged.push((name.to_string(), error.report())),
+                Err(error) => return Err(error),
+            }
+        }
+        if !damaged.is_empty() {
+            tracing::warn!(objects = damaged.len(), "index objects are damaged; the directories of packs are read instead");
+            let covered: HashSet<PackId> = payloads.iter().flat_map(|(table, _)| table.iter().map(|(id, _)| *id)).collect();
+            for (id, size) in packs.iter().filter(|(id, _)| !covered.contains(id)) {
+                match self.read_directory(*id, *size).await {
+                    Ok(entries) => payloads.push(index::decode(&index::encode(&[(*id, *size, entries)]))?),
+                    Err(error) if error.kind() == ErrorKind::CorruptData => {
+                        damaged.push((id.object()?.to_string(), error.report()))
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        *self.0.damaged.write().unwrap_or_else(PoisonError::into_inner) = damaged;
         let index = Index::join(&payloads, |id, size| {
             let there = packs.get(&id) == Some(&size);
             if !there {
@@ -282,6 +311,23 @@ impl Repository {
         tracing::debug!(segments = index.len(), packs = packs.len(), "index read");
         *self.0.index.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(index);
         Ok(())
+    }
+
+    async fn read_index(&self, name: &ObjectName) -> Result<(PackTable, Vec<Row>)> {
+        let bytes = self.archive().get(name, None).await?;
+        let payload = envelope::open(name, Magic::INDEX, &bytes)?;
+        index::decode(&payload).map_err(|error| error.with_context("object", name))
+    }
+
+    async fn read_directory(&self, id: PackId, size: u64) -> Result<Vec<Entry>> {
+        let object = id.object()?;
+        let bytes = self.archive().get(&object, Some(0..size)).await?;
+        pack::directory(&bytes).map_err(|error| error.with_context("object", object))
+    }
+
+    /// Index objects that cannot be read, and what is wrong with them.
+    pub(crate) fn damaged_indexes(&self) -> Vec<(String, String)> {
+        self.0.damaged.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn index(&self) -> Arc<Index> {
@@ -406,7 +452,7 @@ pub mod fuzzing {
         for document in documents_of(bytes) {
             if let Ok(document) = document {
                 let _ = SnapshotNamespace::from_document(document);
-                let _ = segment::id_bytes(document.as_bytes());
+                let _ = mongo_core::transfer::leading_id(document.as_bytes());
             }
         }
     }

@@ -1,6 +1,9 @@
 //! Reading segments back, each checked against its name.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use bytes::Bytes;
 use mongo_core::{Error, Result};
@@ -86,6 +89,33 @@ impl Repository {
             return Err(damaged("a segment is not what was stored: the pack is damaged"));
         }
         Ok(plain)
+    }
+
+    /// The packs in which a tree's nodes and segments lie.
+    pub(crate) async fn packs_of(&self, root: &TreeRoot) -> Result<BTreeSet<PackId>> {
+        let mut packs = BTreeSet::new();
+        let mut walk = self.walk(root)?;
+        loop {
+            let entry = walk.next().await?;
+            for node in walk.take_nodes() {
+                packs.insert(self.locate(node)?.pack);
+            }
+            let Some(entry) = entry else { return Ok(packs) };
+            packs.insert(self.locate(entry.id)?.pack);
+        }
+    }
+
+    /// Reads a pack whole and checks that its bytes are those that it is named after; gives their number.
+    pub(crate) async fn check_pack(&self, id: PackId) -> Result<u64> {
+        let object = id.object()?;
+        let bytes = self.archive().get(&object, None).await?;
+        let (matches, length) = tokio::task::spawn_blocking(move || (id.matches(&bytes), bytes.len() as u64)).await?;
+        if matches {
+            Ok(length)
+        } else {
+            Err(Error::corrupt("the pack is damaged: its bytes do not have the SHA-256 that is its name")
+                .with_context("object", object))
+        }
     }
 
     /// Where a segment lies.

@@ -5,7 +5,7 @@
 
 use std::{fmt, hash::Hasher as _};
 
-use mongo_core::{Error, Result, bson::RawDocument};
+use mongo_core::{Error, Result, bson::RawDocument, transfer::leading_id};
 use siphasher::sip::SipHasher24;
 
 use super::config::Keys;
@@ -165,41 +165,9 @@ impl BoundaryHasher {
     /// be) hashes as nothing.
     pub(crate) fn hash(&self, document: &RawDocument) -> u64 {
         let mut hasher = SipHasher24::new_with_key(&self.key);
-        hasher.write(id_bytes(document.as_bytes()).unwrap_or_default());
+        hasher.write(leading_id(document.as_bytes()).unwrap_or_default());
         hasher.finish()
     }
-}
-
-/// Type byte and value of a leading `_id`; the server stores it first in every document.
-pub(crate) fn id_bytes(document: &[u8]) -> Option<&[u8]> {
-    let (kind, rest) = document.get(4..)?.split_first()?;
-    let value = rest.strip_prefix(b"_id\0")?;
-    let length = value_length(*kind, value)?;
-    // The type byte stands before the name: give both back in one slice without a copy by leaving the name between them.
-    document.get(4..4 + 1 + 4 + length)
-}
-
-/// How many bytes a BSON value takes, as far as the input goes.
-fn value_length(kind: u8, value: &[u8]) -> Option<usize> {
-    let int = |at: usize| -> Option<usize> { usize::try_from(i32::from_le_bytes(value.get(at..at + 4)?.try_into().ok()?)).ok() };
-    let length = match kind {
-        0x01 | 0x09 | 0x11 | 0x12 => 8,
-        0x02 | 0x0d | 0x0e => 4 + int(0)?,
-        0x03 | 0x04 | 0x0f => int(0)?,
-        0x05 => 5 + int(0)?,
-        0x06 | 0x0a | 0x7f | 0xff => 0,
-        0x07 => 12,
-        0x08 => 1,
-        0x0b => {
-            let first = value.iter().position(|byte| *byte == 0)? + 1;
-            first + value.get(first..)?.iter().position(|byte| *byte == 0)? + 1
-        }
-        0x0c => 4 + int(0)? + 12,
-        0x10 => 4,
-        0x13 => 16,
-        _ => return None,
-    };
-    (length <= value.len()).then_some(length)
 }
 
 /// How many low bits of a hash are zero.
@@ -330,15 +298,15 @@ mod tests {
                 let raw = RawBson::try_from(id).unwrap();
                 let with = rawdoc! { "_id": raw.clone(), "rest": 1 };
                 let other = rawdoc! { "_id": raw, "rest": "different" };
-                let found = id_bytes(with.as_bytes()).unwrap();
-                prop_assert_eq!(found, id_bytes(other.as_bytes()).unwrap());
+                let found = leading_id(with.as_bytes()).unwrap();
+                prop_assert_eq!(found, leading_id(other.as_bytes()).unwrap());
                 prop_assert_eq!(4 + found.len() + 1 + 5 + 4 + 1, with.as_bytes().len());
             }
         }
 
         #[test]
         fn garbage_is_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let _ = id_bytes(&bytes);
+            let _ = leading_id(&bytes);
         }
     }
 }

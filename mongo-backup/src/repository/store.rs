@@ -39,6 +39,8 @@ pub(crate) struct SegmentStore {
 #[derive(Debug)]
 struct State {
     open: PackBuilder,
+    /// Packs that wait for [`SegmentStore::send_full`].
+    full: Vec<Pack>,
     /// Segments that this backup has stored itself.
     stored: HashSet<SegmentId>,
 }
@@ -72,14 +74,14 @@ impl SegmentStore {
             config: repository.config(),
             index: repository.index(),
             level,
-            state: Mutex::new(State { open: PackBuilder::new(), stored: HashSet::new() }),
+            state: Mutex::new(State { open: PackBuilder::new(), full: Vec::new(), stored: HashSet::new() }),
             full: sender,
             counters: Counters::default(),
         };
         (store, Uploader { archive: Arc::clone(repository.archive()), full: receiver })
     }
 
-    /// Stores a segment, unless the repository has it. Blocks while packs wait to be written: not for async tasks.
+    /// Stores a segment, unless the repository has it. Compresses: not for async tasks.
     pub(crate) fn put(&self, compressor: &mut Compressor, content: Content, plain: &[u8]) -> Result<SegmentId> {
         let id = SegmentId::of(&self.config.keys, content, plain);
         if self.index.get(id).is_some() || !self.state().stored.insert(id) {
@@ -90,20 +92,29 @@ impl SegmentStore {
         let length = u32::try_from(plain.len()).map_err(|_| Error::internal("a segment is too large"))?;
         self.counters.new_segments.fetch_add(1, Relaxed);
         self.counters.stored_bytes.fetch_add(stored.len() as u64, Relaxed);
-        let full = {
-            let mut state = self.state();
-            state.open.add(id, encoding, stored, length)?;
-            (state.open.len() >= self.config.pack_bytes as usize).then(|| std::mem::take(&mut state.open))
-        };
-        if let Some(pack) = full {
-            // The receiver is gone only when writing has failed; the uploader tells why.
-            self.full.blocking_send(pack.finish()).map_err(|_| Error::cancelled())?;
+        let mut state = self.state();
+        state.open.add(id, encoding, stored, length)?;
+        if state.open.len() >= self.config.pack_bytes as usize {
+            let pack = std::mem::take(&mut state.open).finish();
+            state.full.push(pack);
         }
         Ok(id)
     }
 
+    /// Hands full packs to the uploader, and waits while it has enough: to be called after every batch of segments.
+    ///
+    /// Not done by [`put`](Self::put), which runs on blocking threads: the uploader needs those too, and a host may have few.
+    pub(crate) async fn send_full(&self) -> Result<()> {
+        loop {
+            let Some(pack) = self.state().full.pop() else { return Ok(()) };
+            // The receiver is gone only when writing has failed; the uploader tells why.
+            self.full.send(pack).await.map_err(|_| Error::cancelled())?;
+        }
+    }
+
     /// Sends the last pack and lets the uploader end.
     pub(crate) async fn finish(self) -> Result<StoreTotals> {
+        self.send_full().await?;
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         if !state.open.is_empty() {
             self.full.send(state.open.finish()).await.map_err(|_| Error::cancelled())?;

@@ -6,7 +6,8 @@
 //! for each entry: id 32 bytes, level u8, documents u64, bytes u64, length of the first _id u32, first _id
 //! ```
 //! The first `_id` is the BSON element with its type and name. A node of height h ends behind an entry whose level (zero
-//! bits of the hash of its last `_id`) reaches `bits + 7 · (h + 1)`, or when it holds 512 entries. So a change in one
+//! bits of the hash of its last `_id`) reaches `bits + 7 · (h + 1)`, or when it holds 512
+//! entries or 1 MiB of them. So a change in one
 //! document changes one node at each height, and two trees can be compared from the top, skipping equal ids.
 
 use mongo_core::{Error, Result};
@@ -75,7 +76,9 @@ impl TreeBuilder {
         let ends = usize::from(entry.level) >= threshold;
         let node = &mut self.open[height];
         node.push(entry);
-        if ends || node.len() == MAX_ENTRIES {
+        // An `_id` can be as large as a document: nodes must stay small all the same.
+        let bytes: usize = node.iter().map(|entry| ENTRY + entry.first_id.len()).sum();
+        if ends || node.len() == MAX_ENTRIES || bytes >= MAX_BYTES {
             let complete = std::mem::take(node);
             let parent = close(height, &complete, store)?;
             self.add(height + 1, parent, store)?;
@@ -157,7 +160,7 @@ pub(crate) fn decode(mut node: &[u8]) -> Result<(u8, Vec<TreeEntry>)> {
     node = rest;
     let mut entries = Vec::with_capacity(count);
     for _ in 0..count {
-        let (fixed, rest) = node.split_first_chunk::<53>().ok_or_else(damaged)?;
+        let (fixed, rest) = node.split_first_chunk::<ENTRY>().ok_or_else(damaged)?;
         let number = |at: usize| fixed[at..].first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let (first_id, rest) = rest.split_at_checked(read_u32(&fixed[49..]) as usize).ok_or_else(damaged)?;
         let mut id = [0; 32];
@@ -176,6 +179,9 @@ pub(crate) fn decode(mut node: &[u8]) -> Result<(u8, Vec<TreeEntry>)> {
 
 const NODE_BITS: usize = 7;
 const MAX_ENTRIES: usize = 512;
+const MAX_BYTES: usize = 1 << 20;
+/// An entry without its first `_id`.
+const ENTRY: usize = 53;
 
 #[cfg(test)]
 mod tests {

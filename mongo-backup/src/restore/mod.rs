@@ -81,7 +81,8 @@ pub enum DropExisting {
     /// Leave it.
     #[default]
     No,
-    /// Drop each target collection just before it is made anew. Nothing else is dropped.
+    /// Drop each target collection just before it is made anew, after every pack that the restore needs was read and found
+    /// whole. Nothing else is dropped.
     Yes,
 }
 
@@ -255,6 +256,8 @@ impl Restore {
             return Err(Error::new(ErrorKind::Unsupported, "a restore into a sharded cluster is not possible yet"));
         }
         let manifest = self.repository.snapshot(&self.snapshot).await?;
+        // Another process may have written the snapshot since the repository was opened.
+        self.repository.reload_index().await?;
         let all = self.repository.namespaces(&manifest).await?;
         let names = all.iter().map(SnapshotNamespace::namespace);
         let unmatched = [self.settings.selection.unmatched(names.clone()), self.settings.renames.unmatched(names)].concat();

@@ -48,13 +48,15 @@ impl RestorePlan<'_> {
         let (documents, bytes) = self.total();
         let tally = Arc::new(Tally::new(restore.settings.list_refused));
         let data: Vec<&RestoreItem> = items.iter().filter(|item| item.source.kind() != CollectionKind::View).collect();
-        for item in items.iter() {
+        if items.iter().any(|item| restore.drops(item)) {
+            restore.check_archive(items).await?;
+        }
+        for item in items {
             restore.check_cancelled()?;
             restore.make_room(item).await?;
-        }
-        for item in &data {
-            restore.check_cancelled()?;
-            restore.create(item).await?;
+            if item.source.kind() != CollectionKind::View {
+                restore.create(item).await?;
+            }
         }
         let meter = Arc::new(PhaseMeter::start(Arc::clone(&restore.progress), "data", Total::exact(documents, bytes)));
         // A reader of GridFS looks for the file first: once it is there, its chunks must be.
@@ -91,8 +93,30 @@ impl Restore {
         if self.cancel.is_cancelled() { Err(Error::cancelled()) } else { Ok(()) }
     }
 
+    /// Whether something is dropped to make room for this item.
+    fn drops(&self, item: &RestoreItem) -> bool {
+        item.existing.is_some() && self.settings.drop_existing == DropExisting::Yes
+    }
+
+    /// Reads every pack that the restore needs and checks its SHA-256: what is to be dropped may be the only good copy left.
+    async fn check_archive(&self, items: &[RestoreItem]) -> Result<()> {
+        let mut packs = BTreeSet::new();
+        for item in items {
+            self.check_cancelled()?;
+            packs.extend(self.repository.packs_of(&item.source.root).await?);
+        }
+        let meter = PhaseMeter::start(Arc::clone(&self.progress), "check", Total::Unknown);
+        for pack in packs {
+            self.check_cancelled()?;
+            let checked = self.repository.check_pack(pack).await;
+            meter.advance(0, checked.map_err(|error| error.wrap("nothing was dropped, for the archive is damaged"))?);
+        }
+        meter.finish();
+        Ok(())
+    }
+
     async fn make_room(&self, item: &RestoreItem) -> Result<()> {
-        if item.existing.is_none() || self.settings.drop_existing == DropExisting::No {
+        if !self.drops(item) {
             return Ok(());
         }
         let database = self.target.database(item.target.database());
@@ -390,8 +414,9 @@ impl Tally {
 }
 
 fn describe(namespace: &Namespace, refused: &Refused) -> RefusedDocument {
-    let id =
-        Bson::try_from(refused.id.clone()).map_or_else(|_| "unreadable".to_owned(), |id| id.into_canonical_extjson().to_string());
+    let id = refused.id.to_bson().and_then(|id| Bson::try_from(id).ok());
+    // An `_id` that is no valid text is shown as the bytes that it is.
+    let id = id.map_or_else(|| hex::encode(refused.id.as_document().as_bytes()), |id| id.into_canonical_extjson().to_string());
     let reason = match refused.code {
         11000 if refused.is_duplicate_id() => "a document of this _id exists".to_owned(),
         11000 => match &refused.duplicate {

@@ -98,7 +98,12 @@ impl Catalog {
     pub async fn read(deployment: &Deployment, selection: &NamespaceSelection, from: Option<&SelectionCriteria>) -> Result<Self> {
         let mut catalog = Self::default();
         let admin = deployment.database("admin");
-        let mut databases = admin.run_command(doc! { "listDatabases": 1, "nameOnly": true });
+        let mut command = doc! { "listDatabases": 1, "nameOnly": true };
+        if selection.is_open() {
+            // Otherwise the server silently lists only what this user may see, and "everything" would not be everything.
+            command.insert("authorizedDatabases", false);
+        }
+        let mut databases = admin.run_command(command);
         if let Some(criteria) = from {
             databases = databases.selection_criteria(criteria.clone());
         }

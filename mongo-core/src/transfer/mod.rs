@@ -16,3 +16,5 @@ pub mod scan;
 pub mod write;
 
 mod raw;
+
+pub use raw::{check_structure, leading_id};

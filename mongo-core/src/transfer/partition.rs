@@ -6,9 +6,11 @@
 //! index scan without `max` ends *before* `MaxKey`, so the last range reads the document whose `_id` is `MaxKey` apart
 //! (tried on 4.4.2, 5.0.4, 6.0.5, 6.0.27).
 
+use std::fmt;
+
 use futures_util::TryStreamExt as _;
 use mongodb::{
-    bson::{RawBson, RawDocumentBuf, doc},
+    bson::{RawBson, RawDocument, RawDocumentBuf, cstr, doc},
     options::SelectionCriteria,
 };
 
@@ -19,14 +21,60 @@ use crate::{
     namespace::Namespace,
 };
 
+/// The `_id` of a document as the bytes that the server sent, whatever they are. Equal means equal bytes.
+#[derive(Clone, PartialEq)]
+pub struct Key(RawDocumentBuf);
+
+impl Key {
+    /// The key of a document.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptData`](crate::ErrorKind::CorruptData) when the document has no `_id` or is malformed.
+    pub fn of(document: &RawDocument) -> Result<Self> {
+        raw::id_of(document)?.alone_as("_id").map(Self)
+    }
+
+    /// The document `{_id: …}`, as `min`, `max` and a filter for documents take it.
+    pub fn as_document(&self) -> &RawDocument {
+        &self.0
+    }
+
+    /// The value, if it is one that can be read.
+    pub fn to_bson(&self) -> Option<RawBson> {
+        self.0.get("_id").ok().flatten().map(Into::into)
+    }
+
+    pub(super) fn is(&self, kind: u8) -> bool {
+        self.0.as_bytes().get(4) == Some(&kind)
+    }
+
+    pub(super) const MIN_KEY: u8 = 0xff;
+    pub(super) const MAX_KEY: u8 = 0x7f;
+}
+
+impl From<RawBson> for Key {
+    fn from(id: RawBson) -> Self {
+        let mut document = RawDocumentBuf::new();
+        document.append(cstr!("_id"), id);
+        Self(document)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // An `_id` is data, and often personal.
+        f.write_str("Key")
+    }
+}
+
 /// A run of documents in the order of the `_id` index.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct KeyRange {
     /// The first `_id` of the range, included; `None` for the beginning.
-    pub lower: Option<RawBson>,
+    pub lower: Option<Key>,
     /// The first `_id` behind the range; `None` for the end.
-    pub upper: Option<RawBson>,
+    pub upper: Option<Key>,
 }
 
 impl KeyRange {
@@ -36,7 +84,7 @@ impl KeyRange {
     }
 
     /// From `lower` (included) to `upper` (not included).
-    pub fn between(lower: Option<RawBson>, upper: Option<RawBson>) -> Self {
+    pub fn between(lower: Option<Key>, upper: Option<Key>) -> Self {
         Self { lower, upper }
     }
 }
@@ -128,15 +176,15 @@ pub async fn partition(
     let mut keys = Vec::with_capacity(sample);
     while let Some(batch) = batches.try_next().await? {
         for item in batch.doc_slices()? {
-            keys.push(raw::id_of(raw::document(item?)?)?);
+            keys.push(Key::of(raw::document(item?)?)?);
         }
     }
     Ok(ranges_between(&keys, wanted))
 }
 
 /// Ranges between about `wanted` evenly spaced keys of a sorted sample.
-fn ranges_between(sorted: &[RawBson], wanted: usize) -> Vec<KeyRange> {
-    let mut bounds: Vec<&RawBson> = Vec::new();
+fn ranges_between(sorted: &[Key], wanted: usize) -> Vec<KeyRange> {
+    let mut bounds: Vec<&Key> = Vec::new();
     for position in 1..wanted {
         // `$sample` can return a document twice: equal neighbours make no range.
         if let Some(key) = sorted.get(position * sorted.len() / wanted)
@@ -167,7 +215,7 @@ mod tests {
         #[test]
         fn ranges_touch_without_gap_or_overlap(mut keys in proptest::collection::vec(any::<i32>(), 0..200), wanted in 1_usize..50) {
             keys.sort_unstable();
-            let keys: Vec<RawBson> = keys.into_iter().map(RawBson::Int32).collect();
+            let keys: Vec<Key> = keys.into_iter().map(|key| Key::from(RawBson::Int32(key))).collect();
             let ranges = ranges_between(&keys, wanted);
             prop_assert!(ranges.len() <= wanted);
             prop_assert_eq!(&ranges[0].lower, &None);

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use mongodb::{
     Database,
-    bson::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf},
+    bson::{RawBsonRef, RawDocument, RawDocumentBuf},
     options::SelectionCriteria,
 };
 
@@ -91,12 +91,121 @@ const ARRAY: u8 = 0x04;
 /// The type, up to ten digits, and the zero.
 const LONGEST_KEY: usize = 12;
 
-/// The `_id` of a document, owned.
-pub(super) fn id_of(document: &RawDocument) -> Result<RawBson> {
-    // Servers store `_id` first; the search covers documents from elsewhere.
-    let id = document.get("_id")?.ok_or_else(|| Error::corrupt("a document has no _id"))?;
-    Ok(id.into())
+/// One field of a document, nothing of it decoded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Element<'a> {
+    pub(super) kind: u8,
+    pub(super) name: &'a [u8],
+    pub(super) value: &'a [u8],
 }
+
+impl Element<'_> {
+    /// A document with this value under another name.
+    pub(super) fn alone_as(&self, name: &str) -> Result<RawDocumentBuf> {
+        let length = 4 + 1 + name.len() + 1 + self.value.len() + 1;
+        let length = i32::try_from(length).map_err(|_| Error::corrupt("a value is too large"))?;
+        let bytes = [&length.to_le_bytes()[..], &[self.kind], name.as_bytes(), &[0], self.value, &[0]].concat();
+        Ok(RawDocumentBuf::from_bytes(bytes)?)
+    }
+}
+
+/// The fields of a document. Servers store strings and names that are no valid UTF-8 and other values that the driver's
+/// readers refuse; whoever only moves documents must not stumble over them.
+pub(super) fn elements(document: &RawDocument) -> impl Iterator<Item = Result<Element<'_>>> {
+    let bytes = document.as_bytes();
+    let mut rest = bytes.get(4..bytes.len() - 1).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (kind, behind) = rest.split_first()?;
+        let element = (|| {
+            let end = behind.iter().position(|byte| *byte == 0)?;
+            let (name, value) = (&behind[..end], &behind[end + 1..]);
+            let (value, after) = value.split_at_checked(value_length(*kind, value)?)?;
+            rest = after;
+            Some(Element { kind: *kind, name, value })
+        })();
+        if element.is_none() {
+            rest = &[];
+        }
+        Some(element.ok_or_else(|| Error::corrupt("a document is malformed")))
+    })
+}
+
+/// Checks that a document is well formed down to its last field: types, lengths and ends, not the text in strings.
+///
+/// # Errors
+/// `CorruptData` for anything that no BSON reader could walk, and for nesting deeper than any server stores.
+pub fn check_structure(document: &RawDocument) -> Result<()> {
+    check_to(document, 0)
+}
+
+fn check_to(document: &RawDocument, depth: usize) -> Result<()> {
+    // Servers stop at 180 or 200; a damaged document must not overflow the stack here.
+    if depth > DEEPEST {
+        return Err(Error::corrupt("a document is nested deeper than any server allows"));
+    }
+    for element in elements(document) {
+        let element = element?;
+        match element.kind {
+            0x03 | 0x04 => check_to(RawDocument::from_bytes(element.value)?, depth + 1)?,
+            // Code with scope: length, string, document.
+            0x0f => {
+                let length = element.value.get(4..).and_then(|rest| value_length(0x02, rest));
+                let scope = length.and_then(|length| element.value.get(4 + length..));
+                let scope = scope.ok_or_else(|| Error::corrupt("a document is malformed"))?;
+                check_to(RawDocument::from_bytes(scope)?, depth + 1)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+const DEEPEST: usize = 250;
+
+/// How many bytes a BSON value takes, if there are that many.
+fn value_length(kind: u8, value: &[u8]) -> Option<usize> {
+    let int = || usize::try_from(i32::from_le_bytes(*value.first_chunk()?)).ok();
+    let string = |from: usize| value.get(from..)?.iter().position(|byte| *byte == 0);
+    let length = match kind {
+        0x01 | 0x09 | 0x11 | 0x12 => 8,
+        0x02 | 0x0d | 0x0e => 4_usize.checked_add(int()?)?,
+        0x03 | 0x04 | 0x0f => int()?,
+        0x05 => 5_usize.checked_add(int()?)?,
+        0x06 | 0x0a | 0x7f | 0xff => 0,
+        0x07 => 12,
+        0x08 => 1,
+        0x0b => {
+            let pattern = string(0)? + 1;
+            pattern + string(pattern)? + 1
+        }
+        0x0c => 16_usize.checked_add(int()?)?,
+        0x10 => 4,
+        0x13 => 16,
+        _ => return None,
+    };
+    (length <= value.len()).then_some(length)
+}
+
+/// The element of a leading `_id` in the bytes of a document: type, name and value as they stand there. Servers store `_id` first
+/// in every document; `None` where it does not stand there.
+pub fn leading_id(document: &[u8]) -> Option<&[u8]> {
+    let (kind, rest) = document.get(4..)?.split_first()?;
+    let length = value_length(*kind, rest.strip_prefix(b"_id\0")?)?;
+    document.get(4..4 + 1 + 4 + length)
+}
+
+pub(super) fn id_of(document: &RawDocument) -> Result<Element<'_>> {
+    // Servers store `_id` first; the search covers documents from elsewhere.
+    for element in elements(document) {
+        let element = element?;
+        if element.name == b"_id" {
+            return Ok(element);
+        }
+    }
+    Err(Error::corrupt("a document has no _id"))
+}
+
+pub(super) const TIMESTAMP: u8 = 0x11;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! Raw batches of one range of a collection.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use mongodb::{
@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    partition::{KeyRange, ScanOrder},
+    partition::{Key, KeyRange, ScanOrder},
     raw,
 };
 use crate::{
@@ -139,7 +139,7 @@ pub struct RangeScan {
     source: ScanSource,
     range: KeyRange,
     /// The `_id` of the last document delivered.
-    last: Option<RawBson>,
+    last: Option<Key>,
     step: Step,
     cursor: Option<RawBatchCursor>,
 }
@@ -166,8 +166,8 @@ impl Step {
     /// The index knows no bound beyond `MinKey` and `MaxKey`: the server refuses a range from the one to itself.
     fn first(range: &KeyRange) -> Self {
         match (&range.lower, &range.upper) {
-            (_, Some(RawBson::MinKey)) => Self::Done,
-            (Some(RawBson::MaxKey), None) => Self::MaxKey,
+            (_, Some(upper)) if upper.is(Key::MIN_KEY) => Self::Done,
+            (Some(lower), None) if lower.is(Key::MAX_KEY) => Self::MaxKey,
             (lower, upper) => Self::Range { then_max_key: lower.is_some() && upper.is_none() },
         }
     }
@@ -222,7 +222,9 @@ impl RangeScan {
             None => return self.reopen().await,
         };
         self.cursor = None;
-        let cursor_lost = matches!(first_error.server_code(), Some(43 | 237 | 175));
+        // Not QueryPlanKilled (175): that is what a drop or a rename says, and a new cursor on the name then finds nothing,
+        // without an error, even at a cluster time at which there were documents (5.0.4, 6.0.5, 6.0.27).
+        let cursor_lost = matches!(first_error.server_code(), Some(43 | 237));
         let restartable =
             self.source.order == ScanOrder::Id && (first_error.is_retryable() || cursor_lost) && !is_snapshot_lost(&first_error);
         if !restartable || !self.source.retry_budget.withdraw() {
@@ -235,7 +237,7 @@ impl RangeScan {
     async fn reopen(&mut self) -> Result<Option<(RawBatch, usize)>> {
         if let (Some(last), Step::Range { .. }, None) = (&self.last, self.step, &self.range.upper) {
             // From its last key on, a range without an end no longer reaches `MaxKey` by itself.
-            if *last == RawBson::MaxKey {
+            if last.is(Key::MAX_KEY) {
                 return Ok(None);
             }
             self.step = Step::Range { then_max_key: true };
@@ -250,7 +252,7 @@ impl RangeScan {
         let mut skip = 0;
         if let (Some(last), Step::Range { .. }) = (&self.last, self.step)
             && let Some(first) = batch.doc_slices()?.into_iter().next()
-            && raw::id_of(raw::document(first?)?)? == *last
+            && Key::of(raw::document(first?)?)? == *last
         {
             skip = 1;
         }
@@ -272,7 +274,7 @@ impl RangeScan {
             return Ok(None);
         };
         if self.source.order == ScanOrder::Id {
-            self.last = Some(raw::id_of(raw::document(last)?)?);
+            self.last = Some(Key::of(raw::document(last)?)?);
         }
         Ok(Some(ScanBatch { batch, skip, _permit: permit }))
     }
@@ -287,10 +289,10 @@ impl RangeScan {
             (_, ScanOrder::Id) => {
                 command.append(cstr!("hint"), rawdoc! { "_id": 1 });
                 if let Some(lower) = self.last.as_ref().or(self.range.lower.as_ref()) {
-                    command.append(cstr!("min"), rawdoc! { "_id": lower.clone() });
+                    command.append(cstr!("min"), lower.as_document().to_owned());
                 }
                 if let Some(upper) = &self.range.upper {
-                    command.append(cstr!("max"), rawdoc! { "_id": upper.clone() });
+                    command.append(cstr!("max"), upper.as_document().to_owned());
                 }
             }
             (_, ScanOrder::Natural) => command.append(cstr!("hint"), rawdoc! { "$natural": 1 }),
@@ -325,6 +327,11 @@ async fn open(source: &ScanSource, command: RawDocumentBuf) -> Result<(RawBatchC
         biased;
         () = source.cancel.cancelled() => return Err(Error::cancelled()),
         cursor = action.batch() => cursor?,
+        // A read waits for the majority to reach its cluster time, for ever if need be. `maxTimeMS` is no way to bound that: it would
+        // bound the whole scan too.
+        () = tokio::time::sleep(FIRST_ANSWER_WITHIN) => {
+            return Err(Error::new(ErrorKind::Unavailable, "the server does not begin to answer: does a majority of the replica set follow the primary?"));
+        }
     };
     let batch = one_batch(&mut cursor, &source.cancel).await?;
     Ok((cursor, batch))
@@ -342,5 +349,6 @@ fn kib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX >> 1)
 }
 
+const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// A reply holds at most 16 MiB of documents, a little over for the last one, and the reply's own fields.
 const LARGEST_BATCH_KIB: u32 = (16 << 10) + 64;

@@ -6,11 +6,11 @@
 use std::collections::HashSet;
 
 use mongodb::{
-    bson::{Bson, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, cstr, rawdoc},
+    bson::{Bson, Document, RawArrayBuf, RawDocument, RawDocumentBuf, cstr, rawdoc},
     options::WriteConcern,
 };
 
-use super::raw;
+use super::{partition::Key, raw};
 use crate::{
     connect::Deployment,
     error::{Error, ErrorKind, Result, classify_code},
@@ -96,7 +96,7 @@ pub struct Refused {
     /// Its position in the batch.
     pub index: usize,
     /// Its `_id`.
-    pub id: RawBson,
+    pub id: Key,
     /// The server's error code: 11000 for a duplicate key, 121 for a validator.
     pub code: i32,
     /// What the code means for the caller.
@@ -174,10 +174,10 @@ impl WriteTarget {
         if self.keeps_empty_timestamps && !upsert {
             return Ok(false);
         }
-        for field in document {
-            let (name, value) = field?;
-            let empty = value == RawBsonRef::Timestamp(Timestamp { time: 0, increment: 0 });
-            if (empty && name.as_str() != "_id") || (upsert && name.as_str().starts_with('$')) {
+        for element in raw::elements(document) {
+            let element = element?;
+            let empty = element.kind == raw::TIMESTAMP && element.value.iter().all(|byte| *byte == 0);
+            if (empty && element.name != b"_id") || (upsert && element.name.starts_with(b"$")) {
                 return Ok(true);
             }
         }
@@ -233,7 +233,7 @@ impl WriteTarget {
                     let (index, document) = batch[0];
                     outcome.refused.push(Refused {
                         index,
-                        id: raw::id_of(document)?,
+                        id: Key::of(document)?,
                         code: 10334,
                         kind: ErrorKind::Rejected,
                         duplicate: None,
@@ -284,7 +284,9 @@ impl WriteTarget {
                 .ok_or_else(|| Error::corrupt("the server refused a document that was not sent").with_context("code", code))?;
             let kind = classify_code(code);
             // Only a refusal of the document is an outcome; anything else (no primary, no privilege) fails every document alike.
-            if !matches!(kind, ErrorKind::Rejected | ErrorKind::InvalidInput | ErrorKind::Internal | ErrorKind::Conflict) {
+            let about_documents =
+                matches!(kind, ErrorKind::Rejected | ErrorKind::InvalidInput | ErrorKind::Internal | ErrorKind::Conflict);
+            if !about_documents || SERVER_TROUBLE.contains(&code) {
                 return Err(Error::new(kind, "the server stopped writing")
                     .with_context("code", code)
                     .with_context("namespace", &self.namespace));
@@ -293,7 +295,7 @@ impl WriteTarget {
                 (Ok(pattern), Ok(value)) => Some(Duplicate { pattern: pattern.clone(), value: value.clone() }),
                 _ => None,
             };
-            outcome.refused.push(Refused { index: *index, id: raw::id_of(document)?, code, kind, duplicate });
+            outcome.refused.push(Refused { index: *index, id: Key::of(document)?, code, kind, duplicate });
             refused += 1;
         }
         if let Ok(error) = reply.get_document("writeConcernError") {
@@ -338,7 +340,7 @@ enum Statement {
 
 fn update_statement(document: &RawDocument, statement: Statement) -> Result<RawDocumentBuf> {
     // `$eq` takes any value as a value, also a document whose fields look like operators.
-    let mut update = rawdoc! { "q": { "_id": { "$eq": raw::id_of(document)? } } };
+    let mut update = rawdoc! { "q": { "_id": raw::id_of(document)?.alone_as("$eq")? } };
     if statement == Statement::Replace {
         update.append(cstr!("u"), document.to_owned());
     } else {
@@ -368,6 +370,8 @@ fn write_concern_document(concern: &WriteConcern) -> RawDocumentBuf {
     document
 }
 
+/// InternalError, UnknownError, IllegalOperation, OperationFailed: the server, not the document.
+const SERVER_TROUBLE: [i32; 4] = [1, 8, 20, 96];
 /// A command's body may have 16 MiB and 16 KiB.
 const MAX_BYTES: usize = 16 << 20;
 /// The array key, and for an update its query without the `_id`.
