@@ -41,7 +41,8 @@ pub struct BackupSettings {
     /// zstd's compression level, from -7 to 22. Default 1, which keeps up with a server on the same machine; 3 makes the
     /// archive about a tenth smaller and takes half as long again.
     pub compression_level: i32,
-    /// How many ranges are read and compressed at the same time. Default: the number of cores, at most 4.
+    /// How many ranges are read and compressed at the same time. Default: one more than there are cores, at most 5: while one
+    /// waits for the server, the others compress.
     pub parallel_ranges: NonZeroUsize,
     /// How collections are cut into ranges.
     pub partition: PartitionSettings,
@@ -59,7 +60,7 @@ impl Default for BackupSettings {
         Self {
             selection: NamespaceSelection::all(),
             compression_level: 1,
-            parallel_ranges: NonZeroUsize::new(cores.clamp(2, 4)).unwrap_or(NonZeroUsize::MIN),
+            parallel_ranges: NonZeroUsize::new((cores + 1).clamp(2, 5)).unwrap_or(NonZeroUsize::MIN),
             partition: PartitionSettings::default(),
             memory_bytes: 64 << 20,
             retry: RetryPolicy::default(),

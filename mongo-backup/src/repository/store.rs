@@ -215,7 +215,11 @@ impl Compressor {
                 &mut slot.insert((level, context)).1
             }
         };
-        self.buffer.resize(zstd::zstd_safe::compress_bound(plain.len()), 0);
+        let bound = zstd::zstd_safe::compress_bound(plain.len());
+        if self.buffer.len() < bound {
+            // Only ever longer: a buffer that follows each segment's size is cleared anew for each.
+            self.buffer.resize(bound, 0);
+        }
         let length = context.compress_to_buffer(plain, &mut self.buffer[..]).map_err(failed)?;
         Ok(if length < plain.len() { (Encoding::Zstd, &self.buffer[..length]) } else { (Encoding::Plain, plain) })
     }
