@@ -48,7 +48,7 @@ pub(crate) struct Row {
 
 impl Index {
     /// Joins index payloads; `usable` says which packs are really there.
-    pub(crate) fn join(payloads: &[(PackTable, Vec<Row>)], usable: impl Fn(PackId, u64) -> bool) -> Self {
+    pub(crate) fn join(payloads: &[IndexPayload], usable: impl Fn(PackId, u64) -> bool) -> Self {
         let mut index = Self::default();
         for (packs, rows) in payloads {
             let mut mapped = Vec::with_capacity(packs.len());
@@ -99,6 +99,9 @@ impl Index {
 /// The packs of an index object and their sizes.
 pub(crate) type PackTable = Vec<(PackId, u64)>;
 
+/// What one index object says.
+pub(crate) type IndexPayload = (PackTable, Vec<Row>);
+
 /// The payload for some finished packs.
 pub(crate) fn encode(packs: &[(PackId, u64, Vec<Entry>)]) -> Vec<u8> {
     let mut rows: Vec<(usize, &Entry)> = packs
@@ -125,7 +128,7 @@ pub(crate) fn encode(packs: &[(PackId, u64, Vec<Entry>)]) -> Vec<u8> {
 }
 
 /// Reads a payload.
-pub(crate) fn decode(payload: &[u8]) -> Result<(PackTable, Vec<Row>)> {
+pub(crate) fn decode(payload: &[u8]) -> Result<IndexPayload> {
     let damaged = || Error::corrupt("the index is malformed");
     let (count, rest) = payload.split_at_checked(4).ok_or_else(damaged)?;
     let size = (read_u32(count) as usize).checked_mul(PACK_ROW).ok_or_else(damaged)?;

@@ -24,7 +24,7 @@ use mongo_core::{Error, ErrorKind, Result, bson};
 use self::{
     config::Config,
     envelope::Magic,
-    index::{Index, PackTable, Row},
+    index::{Index, IndexPayload},
     manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
     pack::{Entry, PackId},
     segment::{Content, SegmentSizes},
@@ -269,7 +269,7 @@ impl Repository {
             .try_filter_map(|object| async move { Ok(PackId::from_object(&object.name).map(|id| (id, object.size))) })
             .try_collect()
             .await?;
-        let read: Vec<(ObjectName, Result<(PackTable, Vec<Row>)>)> = stream::iter(objects)
+        let read: Vec<(ObjectName, Result<IndexPayload>)> = stream::iter(objects)
             .map(|object| async move {
                 let read = self.read_index(&object.name).await;
                 (object.name, read)
@@ -313,7 +313,7 @@ impl Repository {
         Ok(())
     }
 
-    async fn read_index(&self, name: &ObjectName) -> Result<(PackTable, Vec<Row>)> {
+    async fn read_index(&self, name: &ObjectName) -> Result<IndexPayload> {
         let bytes = self.archive().get(name, None).await?;
         let payload = envelope::open(name, Magic::INDEX, &bytes)?;
         index::decode(&payload).map_err(|error| error.with_context("object", name))
