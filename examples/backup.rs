@@ -22,8 +22,8 @@ struct Cli {
     /// Print the report as one JSON document on standard output
     #[arg(long, global = true)]
     json: bool,
-    /// The deployment; without it, an embedded MongoDB
-    #[arg(long, global = true, value_name = "URI", hide = true)]
+    /// The deployment to back up or to restore into
+    #[arg(long, global = true, value_name = "URI")]
     uri: Option<String>,
 }
 

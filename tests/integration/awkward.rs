@@ -241,6 +241,20 @@ async fn indexes(deployment: &Deployment) {
         doc! { "key": { "odd": -0.5 }, "name": "odd direction" },
     ];
     database.run_command(doc! { "createIndexes": "indexed", "indexes": indexes }).await.unwrap();
+    // Versions that today's servers still hold, and documents that a TTL index would delete at once.
+    for version in [1, 3] {
+        let collection = format!("index_version_{version}");
+        database.collection::<Document>(&collection).insert_one(doc! { "_id": 1, "t": "text", "loc": [1, 2] }).await.unwrap();
+        let indexes = vec![
+            doc! { "key": { "loc": "2dsphere" }, "name": "sphere", "2dsphereIndexVersion": version },
+            doc! { "key": { "t": "text" }, "name": "text", "textIndexVersion": version },
+        ];
+        database.run_command(doc! { "createIndexes": collection, "indexes": indexes }).await.unwrap();
+    }
+    let expired = (0..50).map(|number| doc! { "_id": number, "when": mongo_core::bson::DateTime::from_millis(0) });
+    database.collection::<Document>("expired").insert_many(expired).await.unwrap();
+    let ttl = vec![doc! { "key": { "when": 1 }, "name": "at once", "expireAfterSeconds": 1 }];
+    database.run_command(doc! { "createIndexes": "expired", "indexes": ttl }).await.unwrap();
 }
 
 /// Case 24: GridFS; and a second database with stored JavaScript.

@@ -175,8 +175,8 @@ pub async fn partition(
     let mut batches = aggregate.batch().await?;
     let mut keys = Vec::with_capacity(sample);
     while let Some(batch) = batches.try_next().await? {
-        for item in batch.doc_slices()? {
-            keys.push(Key::of(raw::document(item?)?)?);
+        for document in raw::documents_in(batch.doc_slices()?)? {
+            keys.push(Key::of(document?)?);
         }
     }
     Ok(ranges_between(&keys, wanted))

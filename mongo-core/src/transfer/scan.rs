@@ -124,8 +124,7 @@ impl ScanBatch {
     /// # Errors
     /// [`ErrorKind::CorruptData`] when the reply is malformed.
     pub fn documents(&self) -> Result<impl Iterator<Item = Result<&RawDocument>>> {
-        let items = self.batch.doc_slices()?;
-        Ok(items.into_iter().skip(self.skip).map(|item| raw::document(item?)))
+        Ok(raw::documents_in(self.batch.doc_slices()?)?.skip(self.skip))
     }
 }
 
@@ -251,8 +250,8 @@ impl RangeScan {
         // A range restarted at its last key begins with the document that was delivered last, unless it is gone.
         let mut skip = 0;
         if let (Some(last), Step::Range { .. }) = (&self.last, self.step)
-            && let Some(first) = batch.doc_slices()?.into_iter().next()
-            && Key::of(raw::document(first?)?)? == *last
+            && let Some(first) = raw::documents_in(batch.doc_slices()?)?.next()
+            && Key::of(first?)? == *last
         {
             skip = 1;
         }
@@ -265,8 +264,8 @@ impl RangeScan {
         drop(permit.split(permit.num_permits().saturating_sub(needed)));
         let mut last = None;
         let mut count = 0;
-        for item in batch.doc_slices()? {
-            last = Some(item?);
+        for document in raw::documents_in(batch.doc_slices()?)? {
+            last = Some(document?);
             count += 1;
         }
         let Some(last) = last.filter(|_| count > skip) else {
@@ -274,7 +273,7 @@ impl RangeScan {
             return Ok(None);
         };
         if self.source.order == ScanOrder::Id {
-            self.last = Some(Key::of(raw::document(last)?)?);
+            self.last = Some(Key::of(last)?);
         }
         Ok(Some(ScanBatch { batch, skip, _permit: permit }))
     }
