@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, ErrorKind as Io, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, ErrorKind as Io, Read as _, Seek as _, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,7 +16,7 @@ use futures_util::{
 };
 use mongo_core::{Error, ErrorKind, Result};
 
-use super::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome, not_found, past_the_end};
+use super::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome, not_found, past_the_end, uncached::write_synced};
 
 /// Keeps each object in a file of its own below a folder.
 ///
@@ -195,12 +195,6 @@ impl ArchiveSink for LocalArchive {
         })
         .await?
     }
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn give_name(temporary: &Path, target: &Path, mode: PutMode) -> io::Result<PutOutcome> {

@@ -6,6 +6,7 @@ pub mod conformance;
 mod failing;
 mod local;
 mod memory;
+mod uncached;
 
 use std::{fmt, ops::Range};
 
