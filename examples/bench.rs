@@ -155,27 +155,20 @@ impl Bench {
         Ok(Figures { documents: self.settings.documents, bytes, rows })
     }
 
-    /// Documents that compress about as real ones do: names, numbers, dates, some text.
     async fn fill(&self) -> Result<u64> {
         let database = self.deployment.database(DATABASE);
         database.drop().await?;
         let collection = database.collection::<RawDocumentBuf>("orders");
-        let mut random = fastrand::Rng::with_seed(11);
+        let mut orders = Orders::new();
         let mut left = self.settings.documents;
-        let mut number: i64 = 0;
         while left > 0 {
             let count = left.min(2_000);
-            let batch: Vec<RawDocumentBuf> = (0..count)
-                .map(|_| {
-                    number += 1;
-                    document(number, &mut random)
-                })
-                .collect();
+            let batch: Vec<RawDocumentBuf> = (0..count).map(|_| orders.next()).collect();
             collection.insert_many(batch).await?;
             left -= count;
         }
         database
-            .run_command(doc! { "createIndexes": "orders", "indexes": [{ "key": { "customer": 1 }, "name": "customer_1" }] })
+            .run_command(doc! { "createIndexes": "orders", "indexes": [{ "key": { "customerId": 1 }, "name": "customerId_1" }] })
             .await?;
         let stats = database.run_command(doc! { "collStats": "orders" }).await?;
         let size = stats.get("size").and_then(|size| size.as_i64().or_else(|| size.as_i32().map(i64::from)));
@@ -395,34 +388,69 @@ fn median(measured: &[Measured]) -> f64 {
     seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn document(number: i64, random: &mut fastrand::Rng) -> RawDocumentBuf {
-    const WORDS: [&str; 24] = [
-        "amber", "basket", "cotton", "delta", "ember", "forest", "garnet", "harbor", "island", "jasper", "kettle", "lantern",
-        "meadow", "needle", "orchid", "pepper", "quartz", "ribbon", "saddle", "timber", "umber", "velvet", "willow", "zephyr",
-    ];
-    const STATES: [&str; 4] = ["open", "paid", "shipped", "returned"];
-    let mut text = String::with_capacity(420);
-    while text.len() < 380 {
-        text.push_str(WORDS[random.usize(..WORDS.len())]);
-        text.push(' ');
-        if random.u8(..4) == 0 {
-            text.push_str(&random.u32(..).to_string());
-            text.push(' ');
+/// Makes orders as a shop keeps them: repeated field names and structure, values from small and large sets (status, address,
+/// phrases), and a share of pure randomness (tokens, prices). What real data compress to lies around this: judge by the row of gzip.
+struct Orders {
+    random: fastrand::Rng,
+    addresses: Vec<RawDocumentBuf>,
+    phrases: Vec<String>,
+    number: i64,
+}
+
+impl Orders {
+    fn new() -> Self {
+        let mut random = fastrand::Rng::with_seed(11);
+        let words: Vec<String> =
+            (0..2_000).map(|_| (0..random.usize(1..4)).map(|_| random.choice(SYLLABLES).unwrap_or("a")).collect()).collect();
+        let mut word = |among: usize| words[random.usize(..among)].clone();
+        let phrases = (0..500).map(|_| (0..14).map(|_| word(2_000)).collect::<Vec<_>>().join(" ")).collect();
+        let addresses = (0..20_000)
+            .map(|number| {
+                rawdoc! {
+                    "name": format!("{} {}", word(2_000), word(2_000)),
+                    "street": format!("{number} {} Street", word(500)),
+                    "city": word(200),
+                    "postcode": format!("{:05}", number * 7 % 99_999),
+                    "country": COUNTRIES[number % COUNTRIES.len()],
+                }
+            })
+            .collect();
+        Self { random, addresses, phrases, number: 0 }
+    }
+
+    fn next(&mut self) -> RawDocumentBuf {
+        let Self { random, addresses, phrases, number } = self;
+        *number += 1;
+        let mut customer = [0; 12];
+        random.fill(&mut customer);
+        let placed = 1_600_000_000_000 + *number * 731 + random.i64(..1_000_000);
+        let item = |random: &mut fastrand::Rng| {
+            rawdoc! {
+                "sku": format!("sku-{:06}", random.u32(..5_000)),
+                "image": format!("https://cdn.example.com/images/products/{:016x}.jpg", random.u64(..)),
+                "quantity": random.i32(1..9),
+                "unitPrice": f64::from(random.u32(..10_000)) / 100.0,
+            }
+        };
+        rawdoc! {
+            "_id": *number,
+            "customerId": mongo_core::bson::oid::ObjectId::from_bytes(customer),
+            "status": STATES[random.usize(..STATES.len())],
+            "placedAt": mongo_core::bson::DateTime::from_millis(placed),
+            "updatedAt": mongo_core::bson::DateTime::from_millis(placed + random.i64(..100_000_000)),
+            "shippingAddress": addresses[random.usize(..addresses.len())].clone(),
+            "items": [item(random), item(random)],
+            "total": f64::from(random.u32(..1_000_000)) / 100.0,
+            "payment": { "provider": PROVIDERS[random.usize(..PROVIDERS.len())], "token": hexadecimal(random, 5) },
+            "session": hexadecimal(random, 2),
+            "note": phrases[random.usize(..phrases.len())].clone(),
         }
     }
-    rawdoc! {
-        "_id": number,
-        "customer": random.i64(..100_000),
-        "placed": mongo_core::bson::DateTime::from_millis(1_600_000_000_000 + random.i64(..100_000_000_000)),
-        "status": STATES[random.usize(..STATES.len())],
-        "email": format!("{}.{}@example.com", WORDS[random.usize(..WORDS.len())], random.u32(..1_000_000)),
-        "total": f64::from(random.u32(..1_000_000)) / 100.0,
-        "items": [
-            { "sku": format!("sku-{}", random.u32(..50_000)), "count": random.i32(1..9), "price": f64::from(random.u32(..10_000)) / 100.0 },
-            { "sku": format!("sku-{}", random.u32(..50_000)), "count": random.i32(1..9), "price": f64::from(random.u32(..10_000)) / 100.0 },
-        ],
-        "notes": text,
-    }
+}
+
+/// Sixteen random digits, some times over.
+fn hexadecimal(random: &mut fastrand::Rng, times: usize) -> String {
+    (0..times).map(|_| format!("{:016x}", random.u64(..))).collect()
 }
 
 /// Bytes of all files below a folder.
@@ -457,5 +485,10 @@ fn forget_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+const SYLLABLES: [&str; 20] =
+    ["an", "be", "co", "der", "el", "fi", "gor", "ha", "in", "ju", "ka", "lo", "mi", "nor", "os", "pe", "qui", "ra", "sto", "ty"];
+const STATES: [&str; 4] = ["open", "paid", "shipped", "returned"];
+const COUNTRIES: [&str; 5] = ["DE", "FR", "GB", "NL", "US"];
+const PROVIDERS: [&str; 3] = ["visa", "mastercard", "sepa"];
 const DATABASE: &str = "mongo_bench";
 const COPY: &str = "mongo_bench_copy";

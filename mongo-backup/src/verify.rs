@@ -13,11 +13,12 @@ use mongo_core::{
 use serde::Serialize;
 
 use crate::repository::{
-    Repository, SnapshotChoice, documents_of,
+    Repository, SnapshotChoice,
+    block::Decompressor,
+    documents_of,
     index::Location,
     manifest::{SnapshotId, SnapshotManifest},
     pack::{self, PackId},
-    reader::Decompressor,
     segment::{Content, SegmentId},
     tree::TreeRoot,
 };
@@ -262,26 +263,34 @@ impl Verify {
             }
             let (mut documents, mut plain) = (0, 0);
             let mut decompressor = Decompressor::new()?;
-            for (need, location) in wanted.segments.values() {
-                let range = location.entry.offset as usize..location.entry.offset as usize + location.entry.stored as usize;
+            let mut needed: Vec<&(Need, Location)> = wanted.segments.values().collect();
+            needed.sort_unstable_by_key(|(_, location)| (location.block.offset, location.offset));
+            for same_block in needed.chunk_by(|(_, a), (_, b)| a.block == b.block) {
+                let Some((_, first)) = same_block.first() else { continue };
+                let range = first.block.offset as usize..first.block.offset as usize + first.block.stored as usize;
                 if range.end > bytes.len() {
                     findings.push("the pack is truncated".to_owned());
                     break;
                 }
-                match repository
-                    .decode(&mut decompressor, need.content, *location, &bytes.slice(range))
-                    .and_then(|segment| need.check(&segment))
-                {
-                    Ok((count, size)) => {
-                        documents += count;
-                        plain += size;
-                    }
+                let block = match Repository::decode_block(&mut decompressor, first, &bytes.slice(range)) {
+                    Ok(block) => block,
                     Err(error) => {
                         findings.push(error.report());
-                        if findings.len() > FINDINGS_A_PACK {
-                            break;
-                        }
+                        continue;
                     }
+                };
+                for (need, location) in same_block {
+                    let segment = repository.segment_of(need.content, location, &block);
+                    match segment.and_then(|segment| need.check(&segment)) {
+                        Ok((count, size)) => {
+                            documents += count;
+                            plain += size;
+                        }
+                        Err(error) => findings.push(error.report()),
+                    }
+                }
+                if findings.len() > FINDINGS_A_PACK {
+                    break;
                 }
             }
             Ok::<_, Error>((findings, wanted.segments.len() as u64, documents, plain, wanted))

@@ -25,8 +25,8 @@ use crate::{
     repository::{
         config::Config,
         manifest::SnapshotNamespace,
-        segment::{Content, Segment, SegmentId, Segmenter, is_anchor},
-        store::{Compressor, SegmentStore},
+        segment::{Content, Segment, Segmenter, is_anchor},
+        store::{BlockWriter, SegmentStore},
         tree::{TreeBuilder, TreeEntry, TreeRoot},
     },
 };
@@ -202,8 +202,8 @@ struct Job {
 impl Job {
     fn cutter(&self) -> Cutter {
         let head = if self.range == 0 { Head::Passed } else { Head::Open(Vec::new()) };
-        let (store, segmenter) = (Arc::clone(&self.store), self.segmenter.emptied());
-        Cutter { store, compressor: Compressor::new(), segmenter, bits: self.bits, head, entries: Vec::new() }
+        let blocks = BlockWriter::new(Arc::clone(&self.store));
+        Cutter { blocks, segmenter: self.segmenter.emptied(), bits: self.bits, head, entries: Vec::new() }
     }
 }
 
@@ -241,7 +241,7 @@ async fn read_once(job: &Job) -> Result<RangeDone> {
         let next = scan.next().await;
         let (returned, (documents, bytes)) = work.await??;
         cutter = returned;
-        cutter.store.send_full().await?;
+        job.store.send_full().await?;
         job.meter.advance(documents, bytes);
         job.metrics.read(documents, bytes);
         batch = next.map_err(explain)?;
@@ -249,6 +249,7 @@ async fn read_once(job: &Job) -> Result<RangeDone> {
             return Err(Error::cancelled());
         }
     }
+    let cutter = tokio::task::spawn_blocking(move || cutter.blocks.flush().map(|()| cutter)).await??;
     Ok(RangeDone { collection: job.collection, range: job.range, cutter })
 }
 
@@ -268,8 +269,7 @@ fn explain(error: Error) -> Error {
 /// belong to the segment that is open at the end of the range before. So the segments of a collection are the
 /// same wherever its ranges happen to begin.
 struct Cutter {
-    store: Arc<SegmentStore>,
-    compressor: Compressor,
+    blocks: BlockWriter,
     segmenter: Segmenter,
     bits: u8,
     head: Head,
@@ -318,25 +318,25 @@ impl Cutter {
 
     fn cut(&mut self, document: &RawDocument) -> Result<()> {
         let hash = self.segmenter.hasher().hash(document);
-        let Self { store, compressor, segmenter, entries, .. } = self;
+        let Self { blocks, segmenter, entries, .. } = self;
         segmenter.push(document.as_bytes(), hash, &mut |segment| {
-            entries.push(store_segment(store, compressor, segment)?);
+            entries.push(store_segment(blocks, segment)?);
             Ok(())
         })
     }
 
     fn close(&mut self) -> Result<()> {
-        let Self { store, compressor, segmenter, entries, .. } = self;
+        let Self { blocks, segmenter, entries, .. } = self;
         segmenter.finish(&mut |segment| {
-            entries.push(store_segment(store, compressor, segment)?);
+            entries.push(store_segment(blocks, segment)?);
             Ok(())
         })
     }
 }
 
-fn store_segment(store: &SegmentStore, compressor: &mut Compressor, segment: Segment<'_>) -> Result<TreeEntry> {
+fn store_segment(blocks: &mut BlockWriter, segment: Segment<'_>) -> Result<TreeEntry> {
     Ok(TreeEntry {
-        id: store.put(compressor, Content::Documents, segment.plain)?,
+        id: blocks.put(Content::Documents, segment.plain)?,
         level: segment.level,
         documents: u64::from(segment.documents),
         bytes: segment.plain.len() as u64,
@@ -353,13 +353,40 @@ struct Assembly {
     early: BTreeMap<usize, Cutter>,
     /// Cuts on where the last range in order ended.
     cutter: Cutter,
-    tree: TreeBuilder,
+    tree: Tree,
+}
+
+/// A tree and where its nodes go.
+struct Tree {
+    builder: TreeBuilder,
+    nodes: BlockWriter,
+}
+
+impl Tree {
+    fn new(store: Arc<SegmentStore>, bits: u8) -> Self {
+        Self { builder: TreeBuilder::new(bits), nodes: BlockWriter::new(store) }
+    }
+
+    fn add(&mut self, entries: Vec<TreeEntry>) -> Result<()> {
+        for entry in entries {
+            self.builder.push(entry, &mut |node| self.nodes.put(Content::Node, &node))?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<TreeRoot> {
+        let Self { builder, mut nodes } = self;
+        let root = builder.finish(&mut |node| nodes.put(Content::Node, &node))?;
+        nodes.flush()?;
+        Ok(root)
+    }
 }
 
 impl Assembly {
     fn new(store: Arc<SegmentStore>, segmenter: Segmenter, bits: u8) -> Self {
-        let cutter = Cutter { store, compressor: Compressor::new(), segmenter, bits, head: Head::Passed, entries: Vec::new() };
-        Self { bits, ranges: 0, next: 0, early: BTreeMap::new(), cutter, tree: TreeBuilder::new(bits) }
+        let tree = Tree::new(Arc::clone(&store), bits);
+        let cutter = Cutter { blocks: BlockWriter::new(store), segmenter, bits, head: Head::Passed, entries: Vec::new() };
+        Self { bits, ranges: 0, next: 0, early: BTreeMap::new(), cutter, tree }
     }
 
     fn push(&mut self, document: &RawDocument) -> Result<()> {
@@ -371,9 +398,11 @@ impl Assembly {
         self.early.insert(done.range, done.cutter);
         while let Some(range) = self.early.remove(&self.next) {
             self.next += 1;
-            // Joining stores segments, which can wait for the archive.
+            // Joining hashes and compresses.
             let mut open = std::mem::replace(&mut self.cutter, placeholder(&range));
+            let store = Arc::clone(open.blocks.store());
             let (open, range) = tokio::task::spawn_blocking(move || open.join(range).map(|range| (open, range))).await??;
+            store.send_full().await?;
             let (mut finished, current) = match range {
                 Some(range) => (open, range),
                 None => {
@@ -381,10 +410,8 @@ impl Assembly {
                     continue;
                 }
             };
-            let entries = std::mem::take(&mut finished.entries);
             self.cutter = current;
-            self.cutter.store.send_full().await?;
-            self.add(entries).await?;
+            self.add(std::mem::take(&mut finished.entries)).await?;
         }
         Ok(())
     }
@@ -393,33 +420,22 @@ impl Assembly {
         if entries.is_empty() {
             return Ok(());
         }
-        let mut tree = std::mem::replace(&mut self.tree, TreeBuilder::new(self.bits));
-        let store = Arc::clone(&self.cutter.store);
-        self.tree = tokio::task::spawn_blocking(move || {
-            let mut compressor = Compressor::new();
-            for entry in entries {
-                tree.push(entry, &mut |node| store_node(&store, &mut compressor, &node))?;
-            }
-            Ok::<_, Error>(tree)
-        })
-        .await??;
+        let empty = Tree::new(Arc::clone(self.tree.nodes.store()), self.bits);
+        let mut tree = std::mem::replace(&mut self.tree, empty);
+        self.tree = tokio::task::spawn_blocking(move || tree.add(entries).map(|()| tree)).await??;
         Ok(())
     }
 
-    async fn finish(mut self) -> Result<TreeRoot> {
+    async fn finish(self) -> Result<TreeRoot> {
         if self.next != self.ranges {
             return Err(Error::internal("a range of a collection was not read"));
         }
-        let mut cutter = self.cutter;
-        let mut tree = self.tree;
-        self.early.clear();
+        let Self { mut cutter, mut tree, .. } = self;
         tokio::task::spawn_blocking(move || {
             cutter.close()?;
-            let mut compressor = Compressor::new();
-            for entry in std::mem::take(&mut cutter.entries) {
-                tree.push(entry, &mut |node| store_node(&cutter.store, &mut compressor, &node))?;
-            }
-            tree.finish(&mut |node| store_node(&cutter.store, &mut compressor, &node))
+            cutter.blocks.flush()?;
+            tree.add(std::mem::take(&mut cutter.entries))?;
+            tree.finish()
         })
         .await?
     }
@@ -439,10 +455,12 @@ impl Cutter {
                 if !self.segmenter.is_empty() {
                     return Err(Error::internal("an anchor did not end a segment"));
                 }
+                self.blocks.flush()?;
                 Ok(Some(range))
             }
             Head::Passed => {
                 self.close()?;
+                self.blocks.flush()?;
                 Ok(Some(range))
             }
         }
@@ -459,17 +477,12 @@ impl Cutter {
 /// Holds an assembly's place while its cutter is away on a blocking thread.
 fn placeholder(like: &Cutter) -> Cutter {
     Cutter {
-        store: Arc::clone(&like.store),
-        compressor: Compressor::new(),
+        blocks: BlockWriter::new(Arc::clone(like.blocks.store())),
         segmenter: like.segmenter.emptied(),
         bits: like.bits,
         head: Head::Passed,
         entries: Vec::new(),
     }
-}
-
-fn store_node(store: &SegmentStore, compressor: &mut Compressor, node: &[u8]) -> Result<SegmentId> {
-    store.put(compressor, Content::Node, node)
 }
 
 const LONGEST_HEAD: usize = 8 << 20;

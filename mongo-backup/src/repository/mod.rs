@@ -1,5 +1,6 @@
 //! A repository: snapshots in an archive, sharing what they have in common.
 
+pub(crate) mod block;
 pub(crate) mod config;
 mod envelope;
 pub(crate) mod index;
@@ -26,7 +27,7 @@ use self::{
     envelope::Magic,
     index::{Index, IndexPayload},
     manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
-    pack::{Entry, PackId},
+    pack::{Directory, PackId},
     segment::{Content, SegmentSizes},
 };
 use crate::archive::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome};
@@ -289,10 +290,10 @@ impl Repository {
         }
         if !damaged.is_empty() {
             tracing::warn!(objects = damaged.len(), "index objects are damaged; the directories of packs are read instead");
-            let covered: HashSet<PackId> = payloads.iter().flat_map(|(table, _)| table.iter().map(|(id, _)| *id)).collect();
+            let covered: HashSet<PackId> = payloads.iter().flat_map(|payload| payload.packs.iter().map(|(id, _)| *id)).collect();
             for (id, size) in packs.iter().filter(|(id, _)| !covered.contains(id)) {
                 match self.read_directory(*id, *size).await {
-                    Ok(entries) => payloads.push(index::decode(&index::encode(&[(*id, *size, entries)]))?),
+                    Ok(directory) => payloads.push(index::decode(&index::encode(&[(*id, *size, directory)]))?),
                     Err(error) if error.kind() == ErrorKind::CorruptData => {
                         damaged.push((id.object()?.to_string(), error.report()))
                     }
@@ -319,7 +320,7 @@ impl Repository {
         index::decode(&payload).map_err(|error| error.with_context("object", name))
     }
 
-    async fn read_directory(&self, id: PackId, size: u64) -> Result<Vec<Entry>> {
+    async fn read_directory(&self, id: PackId, size: u64) -> Result<Directory> {
         let object = id.object()?;
         let bytes = self.archive().get(&object, Some(0..size)).await?;
         pack::directory(&bytes).map_err(|error| error.with_context("object", object))
@@ -411,9 +412,9 @@ fn config_name() -> Result<ObjectName> {
 }
 
 pub(crate) const SNAPSHOTS: &str = "snapshots/";
-const SEGMENT_MIN: u32 = 32 << 10;
-const SEGMENT_TARGET: u32 = 128 << 10;
-const SEGMENT_MAX: u32 = 512 << 10;
+const SEGMENT_MIN: u32 = 16 << 10;
+const SEGMENT_TARGET: u32 = 64 << 10;
+const SEGMENT_MAX: u32 = 256 << 10;
 const PACK_BYTES: u32 = 16 << 20;
 const READS_AT_ONCE: usize = 8;
 

@@ -1,10 +1,11 @@
-//! Packs: many segments in one object.
+//! Packs: many blocks in one object.
 //!
 //! ```text
 //! magic "MBPK", version u16, flags u16
-//! stored segments, back to back
-//! directory: for each segment  id 32 bytes, encoding u8, stored length u32, plain length u32
-//! trailer: number of segments u32, magic "MBPE"
+//! stored blocks, back to back
+//! directory: for each block    encoding u8, stored length u32, plain length u32, number of segments u32
+//!            for each segment  id 32 bytes, length u32, in the order in which they stand in the blocks
+//! trailer: number of blocks u32, number of segments u32, magic "MBPE"
 //! ```
 //! All numbers are little-endian. The object's name is the SHA-256 of all its bytes. The directory repeats what the index
 //! holds, so that an index can be made anew from the packs.
@@ -12,7 +13,11 @@
 use mongo_core::{Error, Result};
 use sha2::{Digest as _, Sha256};
 
-use super::{envelope::VERSION, segment::SegmentId};
+use super::{
+    block::{Block, Encoding},
+    envelope::VERSION,
+    segment::SegmentId,
+};
 use crate::archive::ObjectName;
 
 /// The name of a pack: SHA-256 of its bytes.
@@ -45,108 +50,102 @@ impl PackId {
     }
 }
 
-/// How a segment is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Encoding {
-    /// As it is: compression would not have made it smaller.
-    Plain,
-    /// One zstd frame.
-    Zstd,
+/// What a pack holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Directory {
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) segments: Vec<Placed>,
 }
 
-impl Encoding {
-    pub(crate) fn to_byte(self) -> u8 {
-        match self {
-            Self::Plain => 0,
-            Self::Zstd => 1,
-        }
-    }
-
-    pub(crate) fn from_byte(byte: u8) -> Result<Self> {
-        match byte {
-            0 => Ok(Self::Plain),
-            1 => Ok(Self::Zstd),
-            _ => Err(Error::new(
-                mongo_core::ErrorKind::Unsupported,
-                "a segment is stored in a way that is not known here: use a newer version of mongo-backup",
-            )
-            .with_context("encoding", byte)),
-        }
-    }
-}
-
-/// One entry of a pack's directory.
+/// A segment's place in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct Placed {
     pub(crate) id: SegmentId,
-    pub(crate) encoding: Encoding,
+    /// Position of its block in the directory.
+    pub(crate) block: u32,
+    /// Where it begins in the block's plain bytes.
     pub(crate) offset: u32,
-    pub(crate) stored: u32,
-    pub(crate) plain: u32,
+    pub(crate) length: u32,
 }
 
 /// A pack in the making.
 #[derive(Debug)]
 pub(crate) struct PackBuilder {
     bytes: Vec<u8>,
-    entries: Vec<Entry>,
-}
-
-impl Default for PackBuilder {
-    fn default() -> Self {
-        Self::new()
-    }
+    directory: Directory,
 }
 
 /// A finished pack.
 #[derive(Debug)]
 pub(crate) struct Pack {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) directory: Directory,
 }
 
 impl PackBuilder {
-    pub(crate) fn new() -> Self {
-        let mut bytes = Vec::new();
+    /// Begins a pack in the given memory.
+    pub(crate) fn new(mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&0_u16.to_le_bytes());
-        Self { bytes, entries: Vec::new() }
+        Self { bytes, directory: Directory::default() }
     }
 
-    pub(crate) fn add(&mut self, id: SegmentId, encoding: Encoding, stored: &[u8], plain: u32) -> Result<()> {
-        let length = |length: usize| u32::try_from(length).map_err(|_| Error::internal("a pack grew beyond its limit"));
-        let entry = Entry { id, encoding, offset: length(self.bytes.len())?, stored: length(stored.len())?, plain };
+    /// Adds a block that holds these segments, each with its length, back to back.
+    pub(crate) fn add(&mut self, encoding: Encoding, stored: &[u8], segments: &[(SegmentId, u32)]) -> Result<()> {
+        let number = |length: usize| u32::try_from(length).map_err(|_| too_large());
+        let block = number(self.directory.blocks.len())?;
+        let mut plain = 0_u32;
+        for (id, length) in segments {
+            self.directory.segments.push(Placed { id: *id, block, offset: plain, length: *length });
+            plain = plain.checked_add(*length).ok_or_else(too_large)?;
+        }
+        let (offset, length) = (number(self.bytes.len())?, number(stored.len())?);
+        self.directory.blocks.push(Block { encoding, offset, stored: length, plain });
         if self.bytes.len() + stored.len() > self.bytes.capacity() && self.bytes.len() > SMALL {
             // Doubling a large buffer would hold it twice while it is copied, and end with half of it unused.
             self.bytes.reserve_exact(USUAL);
         }
         self.bytes.extend_from_slice(stored);
-        self.entries.push(entry);
         Ok(())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.directory.blocks.is_empty()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len() + self.entries.len() * DIRECTORY_ENTRY
+        self.bytes.len() + self.directory.blocks.len() * BLOCK_ROW + self.directory.segments.len() * SEGMENT_ROW
     }
 
     pub(crate) fn finish(mut self) -> Pack {
-        for entry in &self.entries {
-            self.bytes.extend_from_slice(&entry.id.0);
-            self.bytes.push(entry.encoding.to_byte());
-            self.bytes.extend_from_slice(&entry.stored.to_le_bytes());
-            self.bytes.extend_from_slice(&entry.plain.to_le_bytes());
+        let mut segments = self.directory.segments.chunk_by(|a, b| a.block == b.block);
+        for block in &self.directory.blocks {
+            self.bytes.push(block.encoding.to_byte());
+            let held = segments.next().map_or(0, <[Placed]>::len);
+            for number in [block.stored, block.plain, count(held)] {
+                self.bytes.extend_from_slice(&number.to_le_bytes());
+            }
         }
-        // A pack of 64 MiB cannot hold four billion segments of at least five bytes.
-        let count = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.bytes.extend_from_slice(&count.to_le_bytes());
+        for segment in &self.directory.segments {
+            self.bytes.extend_from_slice(&segment.id.0);
+            self.bytes.extend_from_slice(&segment.length.to_le_bytes());
+        }
+        self.bytes.extend_from_slice(&count(self.directory.blocks.len()).to_le_bytes());
+        self.bytes.extend_from_slice(&count(self.directory.segments.len()).to_le_bytes());
         self.bytes.extend_from_slice(END);
-        Pack { bytes: self.bytes, entries: self.entries }
+        Pack { bytes: self.bytes, directory: self.directory }
     }
+}
+
+fn too_large() -> Error {
+    Error::internal("a pack grew beyond its limit")
+}
+
+/// A pack of 64 MiB cannot hold four billion of anything.
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 impl Pack {
@@ -156,7 +155,7 @@ impl Pack {
 }
 
 /// Reads a pack's directory.
-pub(crate) fn directory(bytes: &[u8]) -> Result<Vec<Entry>> {
+pub(crate) fn directory(bytes: &[u8]) -> Result<Directory> {
     let damaged = || Error::corrupt("the pack has no valid directory");
     let (header, _) = bytes.split_at_checked(HEADER).ok_or_else(damaged)?;
     if &header[..4] != MAGIC {
@@ -169,31 +168,38 @@ pub(crate) fn directory(bytes: &[u8]) -> Result<Vec<Entry>> {
         ));
     }
     let (body, trailer) = bytes.split_at_checked(bytes.len().checked_sub(TRAILER).ok_or_else(damaged)?).ok_or_else(damaged)?;
-    let (count, end) = trailer.split_at(4);
-    if end != END {
+    if trailer[8..] != *END {
         return Err(damaged());
     }
-    let count = read_u32(count) as usize;
-    let start = count.checked_mul(DIRECTORY_ENTRY).and_then(|size| body.len().checked_sub(size)).ok_or_else(damaged)?;
+    let rows = |at: usize, row: usize| (read_u32(&trailer[at..]) as usize).checked_mul(row).ok_or_else(damaged);
+    let (blocks, segments) = (rows(0, BLOCK_ROW)?, rows(4, SEGMENT_ROW)?);
+    let start = blocks.checked_add(segments).and_then(|size| body.len().checked_sub(size)).ok_or_else(damaged)?;
+    let (blocks, segments) = body[start..].split_at(blocks);
+    let mut segments = segments.chunks_exact(SEGMENT_ROW);
+    let mut directory = Directory::default();
     let mut offset = HEADER;
-    let mut entries = Vec::with_capacity(count);
-    for raw in body[start..].chunks_exact(DIRECTORY_ENTRY) {
-        let mut id = [0; 32];
-        id.copy_from_slice(&raw[..32]);
-        let stored = read_u32(&raw[33..37]);
-        entries.push(Entry {
-            id: SegmentId(id),
-            encoding: Encoding::from_byte(raw[32])?,
-            offset: u32::try_from(offset).map_err(|_| damaged())?,
-            stored,
-            plain: read_u32(&raw[37..41]),
-        });
-        offset = offset.checked_add(stored as usize).ok_or_else(damaged)?;
+    for (position, row) in blocks.chunks_exact(BLOCK_ROW).enumerate() {
+        let (stored, plain) = (read_u32(&row[1..]), read_u32(&row[5..]));
+        let block = Block { encoding: Encoding::from_byte(row[0])?, offset: count(offset), stored, plain };
+        let mut filled = 0_u32;
+        for _ in 0..read_u32(&row[9..]) {
+            let row = segments.next().ok_or_else(damaged)?;
+            let mut id = [0; 32];
+            id.copy_from_slice(&row[..32]);
+            let length = read_u32(&row[32..]);
+            directory.segments.push(Placed { id: SegmentId(id), block: count(position), offset: filled, length });
+            filled = filled.checked_add(length).ok_or_else(damaged)?;
+        }
+        if filled != plain {
+            return Err(damaged());
+        }
+        directory.blocks.push(block);
+        offset = offset.checked_add(stored as usize).filter(|end| *end <= start).ok_or_else(damaged)?;
     }
-    if offset != start { Err(damaged()) } else { Ok(entries) }
+    if offset != start || segments.next().is_some() { Err(damaged()) } else { Ok(directory) }
 }
 
-/// A number from exactly four bytes; zero if there are fewer.
+/// A number from the first four bytes; zero if there are fewer.
 pub(crate) fn read_u32(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
@@ -205,8 +211,9 @@ const USUAL: usize = 17 << 20;
 const MAGIC: &[u8; 4] = b"MBPK";
 const END: &[u8; 4] = b"MBPE";
 const HEADER: usize = 8;
-const TRAILER: usize = 8;
-const DIRECTORY_ENTRY: usize = 41;
+const TRAILER: usize = 12;
+const BLOCK_ROW: usize = 13;
+const SEGMENT_ROW: usize = 36;
 
 #[cfg(test)]
 mod tests {
@@ -214,32 +221,54 @@ mod tests {
 
     use super::*;
 
-    fn pack(segments: &[Vec<u8>]) -> Pack {
-        let mut builder = PackBuilder::new();
-        for (number, segment) in segments.iter().enumerate() {
-            let id = SegmentId(Sha256::digest(number.to_le_bytes()).into());
-            builder.add(id, Encoding::Plain, segment, u32::try_from(segment.len()).unwrap()).unwrap();
+    fn pack(blocks: &[Vec<Vec<u8>>]) -> Pack {
+        let mut builder = PackBuilder::new(Vec::new());
+        for (number, segments) in blocks.iter().enumerate() {
+            let placed: Vec<_> = segments
+                .iter()
+                .map(|segment| {
+                    (SegmentId(Sha256::digest([&number.to_le_bytes(), &segment[..]].concat()).into()), count(segment.len()))
+                })
+                .collect();
+            builder.add(Encoding::Plain, &segments.concat(), &placed).unwrap();
         }
         builder.finish()
     }
 
+    fn blocks(most: usize) -> impl Strategy<Value = Vec<Vec<Vec<u8>>>> {
+        let segment = proptest::collection::vec(any::<u8>(), 1..50);
+        proptest::collection::vec(proptest::collection::vec(segment, 1..6), 0..most)
+    }
+
     proptest! {
         #[test]
-        fn the_directory_reads_as_it_was_written(segments in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
-            let pack = pack(&segments);
+        fn the_directory_reads_as_it_was_written(blocks in blocks(8)) {
+            let pack = pack(&blocks);
             let read = directory(&pack.bytes).unwrap();
-            prop_assert_eq!(&read, &pack.entries);
-            for (entry, segment) in read.iter().zip(&segments) {
-                let at = entry.offset as usize;
-                prop_assert_eq!(&pack.bytes[at..at + entry.stored as usize], &segment[..]);
+            prop_assert_eq!(&read, &pack.directory);
+            let expected: Vec<&Vec<u8>> = blocks.iter().flatten().collect();
+            prop_assert_eq!(read.segments.len(), expected.len());
+            for (placed, segment) in read.segments.iter().zip(expected) {
+                let at = (read.blocks[placed.block as usize].offset + placed.offset) as usize;
+                prop_assert_eq!(&pack.bytes[at..at + placed.length as usize], &segment[..]);
             }
         }
 
         #[test]
-        fn a_truncated_or_random_pack_is_no_panic(segments in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..5), cut in any::<prop::sample::Index>(), noise in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let pack = pack(&segments);
+        fn a_truncated_or_random_pack_is_no_panic(blocks in blocks(4), cut in any::<prop::sample::Index>(), noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let pack = pack(&blocks);
             prop_assert!(directory(&pack.bytes[..cut.index(pack.bytes.len())]).is_err());
             let _ = directory(&noise);
+        }
+
+        #[test]
+        fn a_changed_directory_is_no_panic(blocks in blocks(4), at in any::<prop::sample::Index>(), with in any::<u8>()) {
+            let mut bytes = pack(&blocks).bytes;
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            if let Ok(read) = directory(&bytes) {
+                prop_assert!(read.segments.iter().all(|placed| (placed.block as usize) < read.blocks.len()));
+            }
         }
     }
 

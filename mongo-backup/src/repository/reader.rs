@@ -10,14 +10,15 @@ use mongo_core::{Error, Result};
 
 use super::{
     Repository,
+    block::{Decompressor, Encoding},
     index::Location,
-    pack::{Encoding, PackId},
+    pack::PackId,
     segment::{Content, SegmentId},
     tree::{self, TreeEntry, TreeRoot},
 };
 
 impl Repository {
-    /// Reads some segments, in the order asked for. Neighbours in a pack are read in one go.
+    /// Reads some segments, in the order asked for. Neighbours in a pack are read in one go, and each block once.
     pub(crate) async fn read_segments(&self, content: Content, ids: &[SegmentId]) -> Result<Vec<Bytes>> {
         let mut by_pack: BTreeMap<PackId, Vec<(usize, Location)>> = BTreeMap::new();
         for (position, id) in ids.iter().enumerate() {
@@ -27,13 +28,11 @@ impl Repository {
         let mut plain = vec![Bytes::new(); ids.len()];
         for (pack, mut wanted) in by_pack {
             let object = pack.object()?;
-            wanted.sort_unstable_by_key(|(_, location)| location.entry.offset);
+            wanted.sort_unstable_by_key(|(_, location)| (location.block.offset, location.offset));
             for run in runs(&wanted) {
-                // The end is that of whichever reaches furthest: a damaged index can let segments overlap.
-                let ends = wanted[run.clone()]
-                    .iter()
-                    .map(|(_, location)| u64::from(location.entry.offset) + u64::from(location.entry.stored));
-                let (start, end) = (u64::from(wanted[run.start].1.entry.offset), ends.max().unwrap_or(0));
+                // The end is that of whichever reaches furthest: a damaged index can let blocks overlap.
+                let start = u64::from(wanted[run.start].1.block.offset);
+                let end = wanted[run.clone()].iter().map(|(_, location)| location.block.end()).max().unwrap_or(0);
                 let stored = self.archive().get(&object, Some(start..end)).await.map_err(|error| match error.kind() {
                     mongo_core::ErrorKind::NotFound => {
                         Error::corrupt("a pack is missing from the archive").with_context("object", &object).with_source(error)
@@ -43,18 +42,7 @@ impl Repository {
                 let locations: Vec<(usize, Location)> = wanted[run].to_vec();
                 let this = self.clone();
                 // Decompressing and hashing are work for a blocking thread, not for the runtime's.
-                let decoded = tokio::task::spawn_blocking(move || {
-                    let mut decompressor = Decompressor::new()?;
-                    locations
-                        .into_iter()
-                        .map(|(position, location)| {
-                            let at = usize::try_from(u64::from(location.entry.offset) - start).unwrap_or(usize::MAX);
-                            let bytes = stored.slice(at..at + location.entry.stored as usize);
-                            Ok((position, this.decode(&mut decompressor, content, location, &bytes)?))
-                        })
-                        .collect::<Result<Vec<_>>>()
-                })
-                .await??;
+                let decoded = tokio::task::spawn_blocking(move || this.decode_run(content, &locations, start, &stored)).await??;
                 for (position, bytes) in decoded {
                     plain[position] = bytes;
                 }
@@ -63,32 +51,48 @@ impl Repository {
         Ok(plain)
     }
 
-    /// Decompresses a stored segment and checks that it is the one it is named as.
-    pub(crate) fn decode(
+    /// The segments of a run of blocks, of which `stored` holds the bytes from `start` on.
+    fn decode_run(
         &self,
-        decompressor: &mut Decompressor,
         content: Content,
-        location: Location,
+        sorted: &[(usize, Location)],
+        start: u64,
         stored: &Bytes,
-    ) -> Result<Bytes> {
-        let damaged = |what: &'static str| -> Error {
-            let error = Error::corrupt(what);
-            match location.pack.object() {
-                Ok(object) => error.with_context("object", object).with_context("offset", location.entry.offset),
-                Err(_) => error,
+    ) -> Result<Vec<(usize, Bytes)>> {
+        let mut decompressor = Decompressor::new()?;
+        let mut decoded = Vec::with_capacity(sorted.len());
+        for same_block in sorted.chunk_by(|(_, a), (_, b)| a.block == b.block) {
+            let Some((_, first)) = same_block.first() else { continue };
+            let at = usize::try_from(u64::from(first.block.offset) - start).unwrap_or(usize::MAX);
+            let block = Self::decode_block(&mut decompressor, first, &stored.slice(at..at + first.block.stored as usize))?;
+            let wanted: usize = same_block.iter().map(|(_, location)| location.length as usize).sum();
+            for (position, location) in same_block {
+                let segment = self.segment_of(content, location, &block)?;
+                // A slice keeps the whole block in memory: worth it only where most of it is wanted.
+                let segment = if wanted * 2 < block.len() { Bytes::copy_from_slice(&segment) } else { segment };
+                decoded.push((*position, segment));
             }
-        };
-        let plain = match location.entry.encoding {
-            Encoding::Plain => stored.clone(),
-            Encoding::Zstd => decompressor
-                .decompress(stored, location.entry.plain as usize)
-                .map_err(|error| damaged("a segment cannot be decompressed: the pack is damaged").with_source(error))?
-                .into(),
-        };
-        if SegmentId::of(&self.config().keys, content, &plain) != location.entry.id {
-            return Err(damaged("a segment is not what was stored: the pack is damaged"));
         }
-        Ok(plain)
+        Ok(decoded)
+    }
+
+    /// The plain bytes of the block in which a segment lies.
+    pub(crate) fn decode_block(decompressor: &mut Decompressor, location: &Location, stored: &Bytes) -> Result<Bytes> {
+        match location.block.encoding {
+            Encoding::Plain => Ok(stored.clone()),
+            Encoding::Zstd => Ok(decompressor
+                .decompress(stored, location.block.plain)
+                .map_err(|error| damaged("a block cannot be decompressed: the pack is damaged", location).with_source(error))?
+                .into()),
+        }
+    }
+
+    /// Takes a segment out of its block's plain bytes and checks that it is the one it is named as.
+    pub(crate) fn segment_of(&self, content: Content, location: &Location, block: &Bytes) -> Result<Bytes> {
+        let wrong = || damaged("a segment is not what was stored: the pack is damaged", location);
+        let end = location.offset.checked_add(location.length).filter(|end| *end as usize <= block.len()).ok_or_else(wrong)?;
+        let segment = block.slice(location.offset as usize..end as usize);
+        if SegmentId::of(&self.config().keys, content, &segment) == location.id { Ok(segment) } else { Err(wrong()) }
     }
 
     /// The packs in which a tree's nodes and segments lie.
@@ -180,37 +184,26 @@ impl TreeWalk {
     }
 }
 
-/// Runs of neighbours worth one read: a small gap is cheaper to read than another request. Repeated segments share a run.
+fn damaged(what: &'static str, location: &Location) -> Error {
+    let error = Error::corrupt(what);
+    match location.pack.object() {
+        Ok(object) => error.with_context("object", object).with_context("offset", location.block.offset),
+        Err(_) => error,
+    }
+}
+
+/// Runs of neighbours worth one read: a small gap is cheaper to read than another request. Segments of a block share a run.
 fn runs(sorted: &[(usize, Location)]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut end = 0_u64;
     for (position, (_, location)) in sorted.iter().enumerate() {
-        let entry = &location.entry;
         match runs.last_mut() {
-            Some(run) if u64::from(entry.offset) <= end + GAP => run.end = position + 1,
+            Some(run) if u64::from(location.block.offset) <= end + GAP => run.end = position + 1,
             _ => runs.push(position..position + 1),
         }
-        end = end.max(u64::from(entry.offset) + u64::from(entry.stored));
+        end = end.max(location.block.end());
     }
     runs
 }
 
-/// A zstd context for reading.
-pub(crate) struct Decompressor(zstd::bulk::Decompressor<'static>);
-
-impl Decompressor {
-    pub(crate) fn new() -> Result<Self> {
-        Ok(Self(zstd::bulk::Decompressor::new().map_err(|error| Error::internal("zstd failed").with_source(error))?))
-    }
-
-    fn decompress(&mut self, stored: &[u8], plain: usize) -> std::io::Result<Vec<u8>> {
-        // The length comes from the archive: a document has at most 16 MiB and a little, so a segment has no more than this.
-        if plain > LARGEST_SEGMENT {
-            return Err(std::io::Error::other("the segment claims to be larger than any segment is"));
-        }
-        self.0.decompress(stored, plain)
-    }
-}
-
 const GAP: u64 = 64 << 10;
-const LARGEST_SEGMENT: usize = 64 << 20;

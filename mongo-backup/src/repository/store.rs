@@ -1,7 +1,7 @@
-//! Storing segments: name, look up, compress, pack, upload.
+//! Storing segments: name, look up, gather into blocks, compress, pack, upload.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,44 +11,56 @@ use std::{
 use bytes::Bytes;
 use mongo_core::{Error, Result};
 use sha2::{Digest as _, Sha256};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+};
 
 use super::{
     Repository,
+    block::{Compressor, OpenBlock},
     config::Config,
     envelope::{self, Magic},
     index::{self, Index},
-    pack::{Encoding, Entry, Pack, PackBuilder, PackId},
+    pack::{Directory, Pack, PackBuilder, PackId},
     segment::{Content, SegmentId},
 };
 use crate::archive::{ArchiveSink, ObjectName, PutMode, PutOutcome};
 
 /// Stores the segments of one backup. Shared by its workers.
 ///
-/// Memory: one open pack, one waiting and two being written, each of the repository's pack size.
+/// Memory: one open pack, one or two that wait and two that are being written, each of the repository's pack size, and an open
+/// block a writer.
 #[derive(Debug)]
 pub(crate) struct SegmentStore {
     config: Arc<Config>,
     index: Arc<Index>,
     level: i32,
-    state: Mutex<State>,
-    full: mpsc::Sender<Pack>,
+    packs: Arc<Mutex<Packs>>,
+    /// Segments that this backup stores itself.
+    claimed: Mutex<HashSet<SegmentId>>,
+    /// What was left in the hands of writers that ended.
+    leftovers: Mutex<BlockBuffer>,
+    full: mpsc::UnboundedSender<(Pack, OwnedSemaphorePermit)>,
+    /// Room for packs on their way into the archive.
+    room: Arc<Semaphore>,
     counters: Counters,
 }
 
 #[derive(Debug)]
-struct State {
+struct Packs {
     open: PackBuilder,
-    /// Packs that wait for [`SegmentStore::send_full`].
-    full: Vec<Pack>,
-    /// Segments that this backup has stored itself.
-    stored: HashSet<SegmentId>,
+    /// Those that wait for [`SegmentStore::send_full`].
+    full: VecDeque<Pack>,
+    /// The memory of packs that were written, for the next ones.
+    spare: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
 struct Counters {
     new_segments: AtomicU64,
     reused_segments: AtomicU64,
+    packed_segments: AtomicU64,
     stored_bytes: AtomicU64,
 }
 
@@ -64,71 +76,156 @@ pub(crate) struct StoreTotals {
 #[derive(Debug)]
 pub(crate) struct Uploader {
     archive: Arc<dyn ArchiveSink>,
-    full: mpsc::Receiver<Pack>,
+    full: mpsc::UnboundedReceiver<(Pack, OwnedSemaphorePermit)>,
+    packs: Arc<Mutex<Packs>>,
 }
 
 impl SegmentStore {
     pub(crate) fn new(repository: &Repository, level: i32) -> (Self, Uploader) {
-        let (sender, receiver) = mpsc::channel(1);
+        // Not bounded by its length but by the room for packs.
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let packs = Packs { open: PackBuilder::new(Vec::new()), full: VecDeque::new(), spare: Vec::new() };
+        let packs = Arc::new(Mutex::new(packs));
         let store = Self {
             config: repository.config(),
             index: repository.index(),
             level,
-            state: Mutex::new(State { open: PackBuilder::new(), full: Vec::new(), stored: HashSet::new() }),
+            packs: Arc::clone(&packs),
+            claimed: Mutex::default(),
+            leftovers: Mutex::default(),
             full: sender,
+            room: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
             counters: Counters::default(),
         };
-        (store, Uploader { archive: Arc::clone(repository.archive()), full: receiver })
+        (store, Uploader { archive: Arc::clone(repository.archive()), full: receiver, packs })
     }
 
-    /// Stores a segment, unless the repository has it. Compresses: not for async tasks.
-    pub(crate) fn put(&self, compressor: &mut Compressor, content: Content, plain: &[u8]) -> Result<SegmentId> {
-        let id = SegmentId::of(&self.config.keys, content, plain);
-        if self.index.get(id).is_some() || !self.state().stored.insert(id) {
-            self.counters.reused_segments.fetch_add(1, Relaxed);
-            return Ok(id);
-        }
-        let (encoding, stored) = compressor.compress(plain, self.level)?;
-        let length = u32::try_from(plain.len()).map_err(|_| Error::internal("a segment is too large"))?;
-        self.counters.new_segments.fetch_add(1, Relaxed);
+    /// Whether this segment is new, and from now on its caller's to store.
+    fn claim(&self, id: SegmentId) -> bool {
+        let new = self.index.get(id).is_none() && lock(&self.claimed).insert(id);
+        let counter = if new { &self.counters.new_segments } else { &self.counters.reused_segments };
+        counter.fetch_add(1, Relaxed);
+        new
+    }
+
+    /// Compresses a block into the open pack, and empties it.
+    fn add(&self, compressor: &mut Compressor, block: &mut OpenBlock) -> Result<()> {
+        let (encoding, stored) = compressor.compress(&block.plain, self.level)?;
         self.counters.stored_bytes.fetch_add(stored.len() as u64, Relaxed);
-        let mut state = self.state();
-        state.open.add(id, encoding, stored, length)?;
-        if state.open.len() >= self.config.pack_bytes as usize {
-            let pack = std::mem::take(&mut state.open).finish();
-            state.full.push(pack);
+        self.counters.packed_segments.fetch_add(block.segments.len() as u64, Relaxed);
+        let mut packs = lock(&self.packs);
+        packs.open.add(encoding, stored, &block.segments)?;
+        if packs.open.len() >= self.config.pack_bytes as usize {
+            let next = PackBuilder::new(packs.spare.pop().unwrap_or_default());
+            let pack = std::mem::replace(&mut packs.open, next).finish();
+            packs.full.push_back(pack);
         }
-        Ok(id)
+        block.clear();
+        Ok(())
     }
 
     /// Hands full packs to the uploader, and waits while it has enough: to be called after every batch of segments.
     ///
-    /// Not done by [`put`](Self::put), which runs on blocking threads: the uploader needs those too, and a host may have few.
+    /// Not done by [`BlockWriter::put`], which runs on blocking threads: the uploader needs those too, and a host may have few.
     pub(crate) async fn send_full(&self) -> Result<()> {
-        loop {
-            let Some(pack) = self.state().full.pop() else { return Ok(()) };
-            // The receiver is gone only when writing has failed; the uploader tells why.
-            self.full.send(pack).await.map_err(|_| Error::cancelled())?;
+        while !lock(&self.packs).full.is_empty() {
+            let room = self.room().await?;
+            let Some(pack) = lock(&self.packs).full.pop_front() else { break };
+            self.send(pack, room)?;
         }
+        Ok(())
+    }
+
+    async fn room(&self) -> Result<OwnedSemaphorePermit> {
+        let room = Arc::clone(&self.room).acquire_owned().await;
+        room.map_err(|error| Error::internal("the room for packs is closed").with_source(error))
+    }
+
+    fn send(&self, pack: Pack, room: OwnedSemaphorePermit) -> Result<()> {
+        // The receiver is gone only when writing has failed; the uploader tells why.
+        self.full.send((pack, room)).map_err(|_| Error::cancelled())
     }
 
     /// Sends the last pack and lets the uploader end.
     pub(crate) async fn finish(self) -> Result<StoreTotals> {
-        self.send_full().await?;
-        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if !state.open.is_empty() {
-            self.full.send(state.open.finish()).await.map_err(|_| Error::cancelled())?;
+        let this = tokio::task::spawn_blocking(move || {
+            let BlockBuffer { mut open, mut compressor } = std::mem::take(&mut *lock(&self.leftovers));
+            if !open.is_empty() {
+                self.add(&mut compressor, &mut open)?;
+            }
+            Ok::<_, Error>(self)
+        });
+        let this = this.await??;
+        this.send_full().await?;
+        let new_segments = this.counters.new_segments.load(Relaxed);
+        if this.counters.packed_segments.load(Relaxed) != new_segments {
+            // A writer that was not flushed: a snapshot that needs its segments must not come to be.
+            return Err(Error::internal("segments were left behind on the way into the archive"));
+        }
+        let last = std::mem::replace(&mut lock(&this.packs).open, PackBuilder::new(Vec::new()));
+        if !last.is_empty() {
+            let room = this.room().await?;
+            this.send(last.finish(), room)?;
         }
         Ok(StoreTotals {
-            new_segments: self.counters.new_segments.into_inner(),
-            reused_segments: self.counters.reused_segments.into_inner(),
-            stored_bytes: self.counters.stored_bytes.into_inner(),
+            new_segments,
+            reused_segments: this.counters.reused_segments.load(Relaxed),
+            stored_bytes: this.counters.stored_bytes.load(Relaxed),
         })
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+/// Puts the segments of one worker into blocks.
+///
+/// What it still holds when it is dropped without [`flush`](Self::flush) is not stored, and [`SegmentStore::finish`] fails.
+#[derive(Debug)]
+pub(crate) struct BlockWriter {
+    store: Arc<SegmentStore>,
+    buffer: BlockBuffer,
+}
+
+#[derive(Debug, Default)]
+struct BlockBuffer {
+    open: OpenBlock,
+    compressor: Compressor,
+}
+
+impl BlockWriter {
+    pub(crate) fn new(store: Arc<SegmentStore>) -> Self {
+        Self { store, buffer: BlockBuffer::default() }
     }
+
+    pub(crate) fn store(&self) -> &Arc<SegmentStore> {
+        &self.store
+    }
+
+    /// Stores a segment, unless the repository has it. Compresses now and then: not for async tasks.
+    pub(crate) fn put(&mut self, content: Content, plain: &[u8]) -> Result<SegmentId> {
+        let id = SegmentId::of(&self.store.config.keys, content, plain);
+        if self.store.claim(id) {
+            let BlockBuffer { open, compressor } = &mut self.buffer;
+            open.push(id, plain)?;
+            if open.is_full() {
+                self.store.add(compressor, open)?;
+            }
+        }
+        Ok(id)
+    }
+
+    /// Stores what it holds, and gives its memory back. Small rests of many writers share blocks. Compresses.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let BlockBuffer { mut open, mut compressor } = std::mem::take(&mut self.buffer);
+        if open.plain.len() >= WORTH_A_BLOCK {
+            return self.store.add(&mut compressor, &mut open);
+        }
+        let BlockBuffer { open: rest, compressor } = &mut *lock(&self.store.leftovers);
+        rest.append(&open);
+        if rest.is_full() { self.store.add(compressor, rest) } else { Ok(()) }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Uploader {
@@ -136,24 +233,22 @@ impl Uploader {
     ///
     /// An index object in between makes what an interrupted backup has stored so far usable by the next.
     pub(crate) async fn run(mut self) -> Result<()> {
-        let mut writing: JoinSet<Result<(PackId, u64, Vec<Entry>)>> = JoinSet::new();
+        let mut writing: JoinSet<Result<Written>> = JoinSet::new();
         let mut written = Vec::new();
         loop {
-            let next = if writing.len() < WRITES_AT_ONCE {
-                tokio::select! {
-                    pack = self.full.recv() => Next::Pack(pack),
-                    Some(done) = writing.join_next() => Next::Written(done),
-                }
-            } else {
-                Next::Written(writing.join_next().await.unwrap_or_else(|| Ok(Err(Error::internal("no pack is being written")))))
-            };
-            match next {
-                Next::Pack(Some(pack)) => {
-                    let archive = Arc::clone(&self.archive);
-                    writing.spawn(write_pack(archive, pack));
-                }
-                Next::Pack(None) => break,
-                Next::Written(done) => written.push(done??),
+            tokio::select! {
+                next = self.full.recv() => match next {
+                    Some((pack, room)) => {
+                        let (archive, packs) = (Arc::clone(&self.archive), Arc::clone(&self.packs));
+                        writing.spawn(async move {
+                            let written = write_pack(archive, pack, &packs).await;
+                            drop(room);
+                            written
+                        });
+                    }
+                    None => break,
+                },
+                Some(done) = writing.join_next() => written.push(done??),
             }
             if written.len() >= PACKS_AN_INDEX {
                 write_index(&*self.archive, &std::mem::take(&mut written)).await?;
@@ -166,19 +261,22 @@ impl Uploader {
     }
 }
 
-enum Next {
-    Pack(Option<Pack>),
-    Written(std::result::Result<Result<(PackId, u64, Vec<Entry>)>, tokio::task::JoinError>),
-}
+/// A pack that lies in the archive: its name, its size, and what it holds.
+type Written = (PackId, u64, Directory);
 
-async fn write_pack(archive: Arc<dyn ArchiveSink>, pack: Pack) -> Result<(PackId, u64, Vec<Entry>)> {
+async fn write_pack(archive: Arc<dyn ArchiveSink>, pack: Pack, packs: &Mutex<Packs>) -> Result<Written> {
     let (id, pack) = tokio::task::spawn_blocking(move || (pack.id(), pack)).await?;
-    let size = pack.bytes.len() as u64;
-    put_by_content(&*archive, &id.object()?, pack.bytes.into()).await?;
-    Ok((id, size, pack.entries))
+    let bytes = Bytes::from(pack.bytes);
+    put_by_content(&*archive, &id.object()?, bytes.clone()).await?;
+    let size = bytes.len() as u64;
+    // Memory that was touched before is cheaper than new memory. An archive that keeps the bytes keeps them.
+    if let Ok(buffer) = bytes.try_into_mut() {
+        lock(packs).spare.push(buffer.into());
+    }
+    Ok((id, size, pack.directory))
 }
 
-async fn write_index(archive: &dyn ArchiveSink, packs: &[(PackId, u64, Vec<Entry>)]) -> Result<()> {
+async fn write_index(archive: &dyn ArchiveSink, packs: &[Written]) -> Result<()> {
     let object = envelope::seal(Magic::INDEX, &index::encode(packs));
     let name = ObjectName::new(format!("{}{}", index::PREFIX, hex::encode(Sha256::digest(&object))))?;
     put_by_content(archive, &name, object).await
@@ -195,35 +293,7 @@ async fn put_by_content(archive: &dyn ArchiveSink, name: &ObjectName, bytes: Byt
     Ok(())
 }
 
-/// A zstd context and its buffer, kept for the life of a worker: making one costs more than compressing a segment.
-pub(crate) struct Compressor {
-    context: Option<(i32, zstd::bulk::Compressor<'static>)>,
-    buffer: Vec<u8>,
-}
-
-impl Compressor {
-    pub(crate) fn new() -> Self {
-        Self { context: None, buffer: Vec::new() }
-    }
-
-    fn compress<'a>(&'a mut self, plain: &'a [u8], level: i32) -> Result<(Encoding, &'a [u8])> {
-        let failed = |error: std::io::Error| Error::internal("zstd failed").with_source(error);
-        let context = match &mut self.context {
-            Some((current, context)) if *current == level => context,
-            slot => {
-                let context = zstd::bulk::Compressor::new(level).map_err(failed)?;
-                &mut slot.insert((level, context)).1
-            }
-        };
-        let bound = zstd::zstd_safe::compress_bound(plain.len());
-        if self.buffer.len() < bound {
-            // Only ever longer: a buffer that follows each segment's size is cleared anew for each.
-            self.buffer.resize(bound, 0);
-        }
-        let length = context.compress_to_buffer(plain, &mut self.buffer[..]).map_err(failed)?;
-        Ok(if length < plain.len() { (Encoding::Zstd, &self.buffer[..length]) } else { (Encoding::Plain, plain) })
-    }
-}
-
 const WRITES_AT_ONCE: usize = 2;
 const PACKS_AN_INDEX: usize = 32;
+/// What is smaller at the end of a range or a tree goes into a block with others of its kind.
+const WORTH_A_BLOCK: usize = 256 << 10;

@@ -149,10 +149,11 @@ impl Restore {
                     tally: Arc::clone(tally),
                     stop: stop.clone(),
                 };
-                let mut walk = self.repository.walk(&item.source.root)?;
+                let walk = self.repository.walk(&item.source.root)?;
+                let mut groups = Groups { repository: self.repository.clone(), walk, ahead: None };
                 // The order of a capped collection is part of its content: one batch after the other.
                 let in_order = item.source.entry().is_capped();
-                while let Some(group) = next_group(&mut walk).await? {
+                while let Some(group) = groups.next().await? {
                     if stop.is_cancelled() {
                         return Err(Error::cancelled());
                     }
@@ -296,16 +297,33 @@ fn gridfs_files(items: &[RestoreItem]) -> BTreeSet<Namespace> {
         .collect()
 }
 
-/// The next segments of a tree that make a batch worth writing.
-async fn next_group(walk: &mut TreeWalk) -> Result<Option<Vec<TreeEntry>>> {
-    let mut group = Vec::new();
-    let mut bytes = 0;
-    while bytes < GROUP_BYTES {
-        let Some(entry) = walk.next().await? else { break };
-        bytes += entry.bytes;
-        group.push(entry);
+/// Groups of segments that make a batch worth writing.
+struct Groups {
+    repository: Repository,
+    walk: TreeWalk,
+    ahead: Option<TreeEntry>,
+}
+
+impl Groups {
+    /// The next group. It ends where a block ends, if that is near: two groups that share a block decompress it twice.
+    async fn next(&mut self) -> Result<Option<Vec<TreeEntry>>> {
+        let mut group = Vec::new();
+        let (mut bytes, mut block) = (0, None);
+        while let Some(entry) = match self.ahead.take() {
+            Some(entry) => Some(entry),
+            None => self.walk.next().await?,
+        } {
+            let lies_in = self.repository.locate(entry.id)?.block_key();
+            if bytes >= GROUP_MOST_BYTES || (bytes >= GROUP_BYTES && block != Some(lies_in)) {
+                self.ahead = Some(entry);
+                break;
+            }
+            bytes += entry.bytes;
+            block = Some(lies_in);
+            group.push(entry);
+        }
+        Ok((!group.is_empty()).then_some(group))
     }
-    Ok((!group.is_empty()).then_some(group))
 }
 
 /// Reads segments of one collection and writes their documents.
@@ -433,5 +451,6 @@ fn describe(namespace: &Namespace, refused: &Refused) -> RefusedDocument {
     RefusedDocument { namespace: namespace.clone(), id, code: refused.code, reason }
 }
 
-const GROUP_BYTES: u64 = 2 << 20;
+const GROUP_BYTES: u64 = 1 << 20;
+const GROUP_MOST_BYTES: u64 = 3 << 20;
 const BATCH_DOCUMENTS: usize = 10_000;
