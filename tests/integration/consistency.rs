@@ -12,7 +12,7 @@ use mongo_core::{
     bson::{Document, doc},
 };
 
-use crate::support::{fill, own};
+use crate::support::{fill, own, under_way};
 
 async fn repository() -> Repository {
     Repository::open_or_init(MemoryArchive::new()).await.unwrap()
@@ -151,20 +151,7 @@ async fn a_collection_dropped_or_renamed_underneath_is_a_conflict_and_no_snapsho
         server.fail_command(0, doc! { "times": 1 }, wait).await.unwrap();
         let backup = Backup::builder(&deployment, &repository).namespaces("shop.*").build().unwrap();
         let work = tokio::spawn(async move { backup.run().await });
-        let blocked = vec![doc! { "$currentOp": {} }, doc! { "$match": { "appName": "mongo-core", "command.find": "orders" } }];
-        while foreign
-            .database("admin")
-            .aggregate(blocked.clone())
-            .await
-            .unwrap()
-            .try_collect::<Vec<_>>()
-            .await
-            .unwrap()
-            .is_empty()
-        {
-            assert!(!work.is_finished(), "the backup did not wait");
-            tokio::task::yield_now().await;
-        }
+        under_way(&foreign, doc! { "appName": "mongo-core", "command.find": "orders" }, &work).await;
         let database = if command.contains_key("drop") { "shop" } else { "admin" };
         foreign.database(database).run_command(command.clone()).await.unwrap();
         let error = work.await.unwrap().unwrap_err();

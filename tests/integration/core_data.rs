@@ -19,6 +19,8 @@ use mongo_core::{
 };
 use mongo_testkit::TestDeployment;
 
+use crate::support::under_way;
+
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 
 async fn database(prefix: &str) -> Result<Database, Box<dyn std::error::Error>> {
@@ -629,7 +631,7 @@ async fn a_cancelled_watcher_ends_and_keeps_its_token() -> TestResult {
     let cancel = CancellationToken::new();
     let mut changes = items.watch_changes(WatchSettings::default()).await?.with_cancellation(cancel.clone());
     let waiting = tokio::spawn(async move { (changes.next_change().await, changes) });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    under_way(database.client(), doc! { "op": "getmore", "ns": format!("{}.items", database.name()) }, &waiting).await;
     cancel.cancel();
     let (change, changes) = waiting.await?;
     assert!(change?.is_none());

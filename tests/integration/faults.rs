@@ -15,11 +15,12 @@ use mongo_backup::{
 };
 use mongo_core::{
     CancellationToken, Deployment, ErrorKind, RetryPolicy,
+    bson::doc,
     progress::{ProgressEvent, ProgressSink},
 };
 use tokio::sync::Notify;
 
-use crate::support::{db_hash, fill, open, own, shared};
+use crate::support::{db_hash, fill, open, own, shared, under_way};
 
 /// Every snapshot that the repository lists verifies and restores; gives their number.
 async fn everything_listed_is_whole(repository: &Repository, deployment: &Deployment, database: &str, documents: u64) -> usize {
@@ -103,35 +104,25 @@ async fn a_server_killed_in_mid_backup_is_an_error_and_no_snapshot() {
     fill(&deployment, "shop", "orders", 120_000).await;
     let folder = tempfile::tempdir().unwrap();
     let repository = Repository::open_or_init(LocalArchive::new(folder.path().join("r")).unwrap()).await.unwrap();
-    // The first batch is on its way when the server dies: its successor never comes.
-    let fault = AtDocument::new(1);
+    // The first batches have come; their successors never will.
+    let wait = doc! { "failCommands": ["getMore"], "blockConnection": true, "blockTimeMS": 60_000, "appName": "mongo-core" };
+    server.fail_command(0, "alwaysOn", wait).await.unwrap();
     let mut settings = BackupSettings::default();
     settings.retry = RetryPolicy::never();
-    let backup = Backup::builder(&deployment, &repository)
-        .settings(settings)
-        .namespaces("shop.*")
-        .progress(Arc::<AtDocument>::clone(&fault))
-        .build()
-        .unwrap();
+    let backup = Backup::builder(&deployment, &repository).settings(settings).namespaces("shop.*").build().unwrap();
     let work = tokio::spawn(async move { backup.run().await });
-    // If the backup is faster than its own first progress event, there was nothing to kill.
-    tokio::select! {
-        () = fault.notify.notified() => {}
-        () = async { while !work.is_finished() { tokio::time::sleep(Duration::from_millis(1)).await } } => {}
-    }
+    let next_batch = doc! { "appName": "mongo-core", "command.collection": "orders" };
+    under_way(&server.client().await.unwrap(), next_batch, &work).await;
     server.member(0).kill().unwrap();
-    let result = work.await.unwrap();
-    let listed = repository.snapshots().await.unwrap().snapshots.len();
-    assert_eq!(listed, usize::from(result.is_ok()), "{result:?}");
-    if let Err(error) = result {
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
-    }
+    let error = work.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
+    assert!(repository.snapshots().await.unwrap().snapshots.is_empty());
 
     server.member(0).restart().await.unwrap();
     server.primary().await.unwrap();
     let deployment = open(&server).await;
     Backup::builder(&deployment, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap();
-    assert_eq!(everything_listed_is_whole(&repository, &deployment, "shop", 120_000).await, listed + 1);
+    assert_eq!(everything_listed_is_whole(&repository, &deployment, "shop", 120_000).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,7 +154,6 @@ async fn a_server_killed_in_mid_restore_is_an_error_and_dropping_starts_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_goes_on_over_lost_cursors_and_connections() {
-    use mongo_core::bson::doc;
     let (server, deployment) = own().await;
     fill(&deployment, "shop", "orders", 60_000).await;
     let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
@@ -227,7 +217,6 @@ async fn cancelling_at_any_moment_leaves_a_sound_repository() {
     }
 }
 
-/// An archive that is slow enough for everything to wait for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_that_vanishes_in_mid_restore_names_the_missing_pack() {
     let (deployment, database) = shared("vanish").await;

@@ -12,8 +12,10 @@ use mongo_core::{
     ConnectOptions, Deployment,
     bson::{Document, RawDocumentBuf, doc, rawdoc},
     connect,
+    mongodb::Client,
 };
 use mongo_testkit::TestDeployment;
+use tokio::task::JoinHandle;
 
 /// Connects to a test deployment.
 pub(crate) async fn open(server: &TestDeployment) -> Deployment {
@@ -33,6 +35,19 @@ pub(crate) async fn own() -> (TestDeployment, Deployment) {
     let server = TestDeployment::replica_set(1).start().await.unwrap();
     let deployment = open(&server).await;
     (server, deployment)
+}
+
+/// Waits until the server has an operation under way that matches, while `work` is not finished.
+pub(crate) async fn under_way<T>(client: &Client, operation: Document, work: &JoinHandle<T>) {
+    let pipeline = [doc! { "$currentOp": {} }, doc! { "$match": operation }];
+    loop {
+        let operations = client.database("admin").aggregate(pipeline.clone()).await.unwrap();
+        if !operations.try_collect::<Vec<_>>().await.unwrap().is_empty() {
+            return;
+        }
+        assert!(!work.is_finished(), "the work did not wait for the operation");
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Numbered documents in `database.collection`.
