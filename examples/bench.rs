@@ -227,8 +227,10 @@ impl Bench {
         }
         let mut table = Table::new(bytes, &ours);
         table.row("mongo-backup", &ours);
-        table.row("mongo-backup, w:1", &relaxed);
         table.row("mongorestore", &theirs);
+        // Like is compared with like: four writers each, acknowledged by the primary.
+        table.ours = median(&relaxed);
+        table.row("mongo-backup, w:1", &relaxed);
         table.row("mongorestore, w:1, 4 workers", &theirs_relaxed);
         Ok(table.rows)
     }

@@ -3,18 +3,22 @@
 use std::collections::BTreeSet;
 
 use mongo_core::{
-    Deployment, ErrorKind, Namespace,
+    CancellationToken, Deployment, ErrorKind, Namespace,
     bson::{Bson, Document, RawDocumentBuf, Timestamp, doc, rawdoc},
+    mongodb::options::WriteConcern,
     transfer::{
+        majority::PendingMajority,
         partition::{Key, KeyRange, PartitionSettings, partition},
         scan::{MemoryBudget, ScanSource},
         write::{WriteMode, WriteTarget},
     },
 };
 
+use mongo_testkit::TestDeployment;
+
 use crate::{
     awkward,
-    support::{fill, own, shared},
+    support::{fill, open, own, shared},
 };
 
 async fn read(source: &ScanSource, range: KeyRange) -> Vec<RawDocumentBuf> {
@@ -176,4 +180,55 @@ async fn zero_timestamps_survive_every_mode() {
     let outcome = target.write(&[&document]).await.unwrap();
     assert_eq!((outcome.written, outcome.refused.len()), (0, 1));
     assert_eq!(c.find_one(doc! { "_id": 3 }).await.unwrap().unwrap(), doc! { "_id": 3, "mine": true });
+}
+
+fn w1(deployment: &Deployment) -> WriteTarget {
+    let mut target = WriteTarget::new(deployment.clone(), "shop.c".parse().unwrap());
+    target.write_concern = WriteConcern::nodes(1);
+    target
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pending_writes_are_settled_when_a_majority_holds_them_and_not_before() {
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let deployment = open(&server).await;
+    w1(&deployment).write(&[&rawdoc! { "_id": 0 }]).await.unwrap();
+    let primary = server.primary().await.unwrap();
+    let mut followers = Vec::new();
+    for member in server.members().iter().enumerate().filter(|(index, _)| *index != primary).map(|(_, member)| member) {
+        let admin = member.client().await.unwrap().database("admin");
+        let stop = doc! { "configureFailPoint": "rsSyncApplyStop", "mode": "alwaysOn" };
+        let before = admin.run_command(stop).await.unwrap().get_i32("count").unwrap();
+        let stopped = doc! { "waitForFailPoint": "rsSyncApplyStop", "timesEntered": i64::from(before + 1), "maxTimeMS": 20_000 };
+        admin.run_command(stopped).await.unwrap();
+        followers.push(admin);
+    }
+    let pending = PendingMajority::new();
+    let written = w1(&deployment).write(&[&rawdoc! { "_id": 1 }]).await.unwrap();
+    pending.note(written.op_time.unwrap());
+    // It looks first and listens to the token then: had a majority the write, it would say so.
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    assert_eq!(pending.settle(&deployment, &stopped).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    for admin in followers {
+        admin.run_command(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": "off" }).await.unwrap();
+    }
+    pending.settle(&deployment, &CancellationToken::new()).await.unwrap();
+    pending.settle(&deployment, &stopped).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pending_writes_of_two_primaries_are_never_settled() {
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let deployment = open(&server).await;
+    let pending = PendingMajority::new();
+    let first = w1(&deployment).write(&[&rawdoc! { "_id": 1 }]).await.unwrap().op_time.unwrap();
+    pending.note(first);
+    server.step_down().await.unwrap();
+    server.primary().await.unwrap();
+    let deployment = open(&server).await;
+    let second = w1(&deployment).write(&[&rawdoc! { "_id": 2 }]).await.unwrap().op_time.unwrap();
+    assert!(second.term > first.term && second > first);
+    pending.note(second);
+    assert_eq!(pending.settle(&deployment, &CancellationToken::new()).await.unwrap_err().kind(), ErrorKind::Conflict);
 }

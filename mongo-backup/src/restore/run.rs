@@ -2,16 +2,21 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use mongo_core::{
-    CancellationToken, Error, ErrorKind, Namespace, Result,
+    CancellationToken, Error, ErrorKind, Namespace, Result, Topology,
     bson::{Bson, RawDocument, doc},
     clock::{Clock as _, SystemClock},
+    mongodb::options::{Acknowledgment, WriteConcern},
     progress::{PhaseMeter, Total},
     transfer::{
         catalog::{CollectionEntry, CollectionKind},
+        majority::PendingMajority,
         write::{Refused, WriteMode, WriteOutcome, WriteTarget},
     },
 };
@@ -137,13 +142,19 @@ impl Restore {
         let mut running: JoinSet<Result<()>> = JoinSet::new();
         let stop = self.cancel.child_token();
         let hands = Arc::new(Semaphore::new(self.settings.parallel_writes.get()));
+        let (pending, batches) = (Arc::new(PendingMajority::new()), Arc::new(AtomicU64::new(0)));
         let feeding = async {
             for item in items {
-                let target = Arc::new(self.write_target(item)?);
+                let target = self.write_target(item)?;
+                let mut paced = target.clone();
+                paced.write_concern = self.write_concern.clone();
                 let writer = Writer {
                     repository: self.repository.clone(),
-                    target,
+                    target: Arc::new(target),
+                    paced: Arc::new(paced),
                     name: item.target.clone(),
+                    pending: Arc::clone(&pending),
+                    batches: Arc::clone(&batches),
                     meter: Arc::clone(meter),
                     metrics: self.metrics.clone(),
                     tally: Arc::clone(tally),
@@ -195,7 +206,15 @@ impl Restore {
                 }
             }
         }
-        result
+        result?;
+        pending.settle(&self.target, &self.cancel).await
+    }
+
+    /// Whether batches may be acknowledged by the primary alone, because a majority is waited for at the end of them all.
+    fn settles_later(&self) -> bool {
+        let concern = &self.write_concern;
+        let plain_majority = matches!(concern.w, None | Some(Acknowledgment::Majority)) && concern.journal != Some(true);
+        plain_majority && concern.w_timeout.is_none() && matches!(self.target.topology(), Topology::ReplicaSet(_))
     }
 
     fn write_target(&self, item: &RestoreItem) -> Result<WriteTarget> {
@@ -212,7 +231,7 @@ impl Restore {
         };
         target.bypass_validation = !merges || self.settings.mode == RestoreMode::Replace;
         target.ordered = entry.is_capped() && !merges;
-        target.write_concern = self.write_concern.clone();
+        target.write_concern = if self.settles_later() { WriteConcern::nodes(1) } else { self.write_concern.clone() };
         Ok(target)
     }
 
@@ -331,7 +350,11 @@ impl Groups {
 struct Writer {
     repository: Repository,
     target: Arc<WriteTarget>,
+    /// The same with the restore's own write concern, for one batch in some: so that the members that follow are never left far behind.
+    paced: Arc<WriteTarget>,
     name: Namespace,
+    pending: Arc<PendingMajority>,
+    batches: Arc<AtomicU64>,
     meter: Arc<PhaseMeter>,
     metrics: RestoreMetrics,
     tally: Arc<Tally>,
@@ -356,13 +379,17 @@ impl Writer {
             }
             let mut written = WriteOutcome::default();
             let mut rest = batch;
+            let number = self.batches.fetch_add(1, Relaxed);
+            let target = if number % PACED_EVERY == PACED_EVERY - 1 { &self.paced } else { &self.target };
             // An ordered batch stops at a refusal; the documents behind it still want to be written.
             loop {
                 let offset = batch.len() - rest.len();
-                let mut outcome = self.target.write(rest).await?;
+                let mut outcome = target.write(rest).await?;
+                if let Some(op_time) = outcome.op_time {
+                    self.pending.note(op_time);
+                }
                 written.written += outcome.written;
-                let stopped_at =
-                    if self.target.ordered { outcome.refused.iter().map(|refused| refused.index).max() } else { None };
+                let stopped_at = if target.ordered { outcome.refused.iter().map(|refused| refused.index).max() } else { None };
                 for refused in &mut outcome.refused {
                     refused.index += offset;
                 }
@@ -453,4 +480,5 @@ fn describe(namespace: &Namespace, refused: &Refused) -> RefusedDocument {
 
 const GROUP_BYTES: u64 = 1 << 20;
 const GROUP_MOST_BYTES: u64 = 3 << 20;
+const PACED_EVERY: u64 = 16;
 const BATCH_DOCUMENTS: usize = 10_000;

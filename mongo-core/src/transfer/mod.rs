@@ -6,11 +6,13 @@
 //! | [`partition`] | cuts a collection into `_id` ranges without losing mixed types |
 //! | [`scan`] | raw batches of one range, restarted from the last key, with memory bounded in bytes |
 //! | [`write`](mod@write) | raw bulk writes with an outcome for every document that was refused |
+//! | [`majority`] | waits once for a majority instead of after every batch |
 //!
 //! Documents travel as the bytes that the server sent: nothing on the way decodes and encodes them, so duplicate field
 //! names, NaN payloads and whatever a newer server adds arrive unchanged.
 
 pub mod catalog;
+pub mod majority;
 pub mod partition;
 pub mod scan;
 pub mod write;

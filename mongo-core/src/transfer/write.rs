@@ -10,7 +10,7 @@ use mongodb::{
     options::WriteConcern,
 };
 
-use super::{partition::Key, raw};
+use super::{majority::OpTime, partition::Key, raw};
 use crate::{
     connect::Deployment,
     error::{Error, ErrorKind, Result, classify_code},
@@ -87,6 +87,8 @@ pub struct WriteOutcome {
     pub written: u64,
     /// Documents that it refused.
     pub refused: Vec<Refused>,
+    /// Where in the oplog of a replica set the last write came to stand. See [`PendingMajority`](super::majority::PendingMajority).
+    pub op_time: Option<OpTime>,
 }
 
 /// A document that the target refused.
@@ -154,6 +156,7 @@ impl WriteTarget {
                 self.write_split(&delicate, Statement::Correct, &mut corrected).await?;
                 outcome.written -= corrected.refused.len() as u64;
                 outcome.refused.extend(corrected.refused);
+                outcome.op_time = outcome.op_time.max(corrected.op_time);
             }
             WriteMode::Upsert if delicate.is_empty() => self.write_split(&all, Statement::Replace, &mut outcome).await?,
             WriteMode::Upsert => {
@@ -320,6 +323,7 @@ impl WriteTarget {
                 .with_context("counted", written));
         }
         outcome.written += written;
+        outcome.op_time = outcome.op_time.max(OpTime::in_field(reply, "opTime"));
         Ok(())
     }
 }

@@ -1,0 +1,125 @@
+//! Waiting for a majority once, instead of after every batch.
+//!
+//! A write that the primary alone has acknowledged can be rolled back; a batch that waits for the majority makes the server
+//! flush its journal, and the writer wait for the slowest of the members that count. But the oplog is one sequence: when a
+//! majority holds the last of many writes of one term, it holds all of them. So a bulk load may write with `w: 1`, note
+//! where in the oplog each batch came to stand, and settle all of them at the end.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use mongodb::bson::{Document, Timestamp, doc};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    connect::{Deployment, integer},
+    error::{Error, ErrorKind, Result},
+};
+
+/// A place in the oplog of a replica set: a time in the term of one primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct OpTime {
+    /// The term; every election begins a new one.
+    pub term: i64,
+    /// The time.
+    pub timestamp: Timestamp,
+}
+
+impl OpTime {
+    /// Reads a field `{ts, t}`, as replies to writes and `hello` have it.
+    pub(super) fn in_field(document: &Document, name: &str) -> Option<Self> {
+        let field = document.get_document(name).ok()?;
+        Some(Self { term: integer(field, "t")?, timestamp: field.get_timestamp("ts").ok()? })
+    }
+}
+
+/// Writes that wait for their majority.
+#[derive(Debug, Default)]
+pub struct PendingMajority {
+    /// The first and the last place noted.
+    noted: Mutex<Option<(OpTime, OpTime)>>,
+}
+
+impl PendingMajority {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Notes where a write came to stand.
+    pub fn note(&self, written: OpTime) {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        *noted = Some(noted.map_or((written, written), |(first, last)| (first.min(written), last.max(written))));
+    }
+
+    /// Waits until a majority of the replica set holds every write that was noted. Gives up when the majority has not come
+    /// any nearer for a minute.
+    ///
+    /// # Errors
+    /// `Conflict` when another primary was elected meanwhile: it may not have what was written. `Timeout` when no majority
+    /// follows, `Cancelled` by the token, or the server's own.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the waiting and nothing else.
+    pub async fn settle(&self, deployment: &Deployment, cancel: &CancellationToken) -> Result<()> {
+        let noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((first, last)) = noted else { return Ok(()) };
+        let mut nearest = None;
+        let mut patience = PATIENCE;
+        loop {
+            let hello = deployment.database("admin").run_command(doc! { "hello": 1 }).await?;
+            let held = hello.get_document("lastWrite").ok().and_then(|write| OpTime::in_field(write, "majorityOpTime"));
+            let held = held.ok_or_else(|| {
+                Error::new(ErrorKind::Unsupported, "the server does not tell what a majority of its replica set holds")
+            })?;
+            if first.term != last.term || held.term > last.term {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "another primary was elected meanwhile, and may not have all that was written: begin again",
+                ));
+            }
+            if held >= last {
+                return Ok(());
+            }
+            if nearest.replace(held) != Some(held) {
+                patience = PATIENCE;
+            }
+            patience = patience.checked_sub(POLL).ok_or_else(|| {
+                Error::new(ErrorKind::Timeout, "no majority of the replica set follows the primary: look at its members")
+            })?;
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Error::cancelled()),
+                () = tokio::time::sleep(POLL) => {}
+            }
+        }
+    }
+}
+
+const POLL: Duration = Duration::from_millis(10);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(term: i64, time: u32) -> OpTime {
+        OpTime { term, timestamp: Timestamp { time, increment: 0 } }
+    }
+
+    #[test]
+    fn a_later_term_is_later_whatever_the_time() {
+        assert!(at(2, 10) > at(1, 20));
+        assert!(at(1, 20) > at(1, 10));
+    }
+
+    #[test]
+    fn places_are_read_as_the_server_writes_them() {
+        let reply = doc! { "opTime": { "ts": Timestamp { time: 7, increment: 0 }, "t": 3_i64 }, "n": 1 };
+        assert_eq!(OpTime::in_field(&reply, "opTime"), Some(at(3, 7)));
+        assert_eq!(OpTime::in_field(&doc! { "n": 1 }, "opTime"), None);
+    }
+}
