@@ -1,12 +1,15 @@
-//! A small backup tool: create, list, show, verify and restore snapshots.
+//! A small backup tool: create, list, show, compare, verify and restore snapshots.
 //!
 //! With no arguments it shows itself off on a MongoDB of its own.
 
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mongo_backup::{Backup, BackupReport, Repository, Restore, RestoreMode, SnapshotChoice, SnapshotManifest, Verify};
-use mongo_core::{ConnectOptions, Deployment, Error, Result, connect};
+use mongo_backup::{
+    Backup, BackupReport, Diff, DiffReport, DocumentChange, Presence, Repository, Restore, RestoreMode, SnapshotChoice,
+    SnapshotManifest, Verify,
+};
+use mongo_core::{ConnectOptions, Deployment, Error, NamespaceSelection, Result, connect};
 use mongo_examples::{Access, Host, cancel_on_interrupt, human_bytes, print_json, repository, run, terminal_progress};
 use serde::Serialize;
 
@@ -37,6 +40,8 @@ enum Command {
     Show(Chosen),
     /// Read everything that snapshots need and check it
     Verify(Verification),
+    /// Tell what changed from one snapshot to another
+    Diff(Comparison),
     /// Bring a snapshot back
     Restore(Restoration),
 }
@@ -88,6 +93,27 @@ struct Verification {
 }
 
 #[derive(Args)]
+struct Comparison {
+    #[command(flatten)]
+    archive: Archive,
+    /// The snapshot from which changes are told; by default the one before --to
+    #[arg(long, value_name = "ID")]
+    from: Option<String>,
+    /// The snapshot to which they lead, by id, or latest
+    #[arg(long, value_name = "ID", default_value = "latest")]
+    to: String,
+    /// Compare the namespaces that match, as shop.* or shop.orders; may be given several times
+    #[arg(long = "ns", value_name = "PATTERN")]
+    namespaces: Vec<String>,
+    /// Leave out the namespaces that match
+    #[arg(long = "exclude-ns", value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// List so many documents of each namespace; all are counted
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    list: usize,
+}
+
+#[derive(Args)]
 struct Restoration {
     #[command(flatten)]
     chosen: Chosen,
@@ -128,6 +154,7 @@ fn main() -> ExitCode {
             Some(Command::List(archive)) => list(&archive, json).await,
             Some(Command::Show(chosen)) => show(&chosen, json).await,
             Some(Command::Verify(verification)) => verify(&verification, json).await,
+            Some(Command::Diff(comparison)) => comparison.run(json).await,
             Some(Command::Restore(restoration)) => restoration.run(cli.uri.as_deref(), json).await,
         }
     })
@@ -325,6 +352,72 @@ async fn verify(verification: &Verification, json: bool) -> Result<ExitCode> {
         objects.join(" ")
     );
     Ok(ExitCode::FAILURE)
+}
+
+impl Comparison {
+    async fn run(&self, json: bool) -> Result<ExitCode> {
+        let repository = repository(&self.archive.archive, Access::Existing).await?;
+        let to = repository.snapshot(&self.to.parse()?).await?.id;
+        let from: SnapshotChoice = match &self.from {
+            Some(from) => from.parse()?,
+            None => {
+                let list = repository.snapshots().await?.snapshots;
+                let before = list.iter().map(|snapshot| &snapshot.id).rfind(|id| **id < to);
+                before
+                    .ok_or_else(|| {
+                        Error::invalid("there is no older snapshot to compare with: name one with --from").with_context("to", &to)
+                    })?
+                    .into()
+            }
+        };
+        let mut selection = NamespaceSelection::all();
+        for pattern in &self.namespaces {
+            selection = selection.including(pattern)?;
+        }
+        for pattern in &self.exclude {
+            selection = selection.excluding(pattern)?;
+        }
+        let diff = Diff::new(&repository, from, to).selection(selection).list(self.list);
+        let report = diff.progress(terminal_progress()).cancellation(cancel_on_interrupt()).run().await?;
+        if json {
+            print_json(&report)?
+        } else {
+            print_diff(&report)
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn print_diff(report: &DiffReport) {
+    println!("from {} to {}", report.older, report.newer);
+    if report.is_empty() {
+        println!("no difference");
+    }
+    for namespace in &report.namespaces {
+        let what = match namespace.presence {
+            Presence::Added => " (new)",
+            Presence::Removed => " (gone)",
+            _ if namespace.definition_changed => " (options or indexes changed)",
+            _ => "",
+        };
+        println!(
+            "{}{what}: {} added, {} removed, {} changed",
+            namespace.namespace, namespace.added, namespace.removed, namespace.changed
+        );
+        for document in &namespace.listed {
+            let mark = match document.change {
+                DocumentChange::Added => '+',
+                DocumentChange::Removed => '-',
+                _ => '~',
+            };
+            println!("  {mark} {}", document.id);
+        }
+        let listed = namespace.listed.len() as u64;
+        let all = namespace.added + namespace.removed + namespace.changed;
+        if namespace.presence == Presence::Both && listed < all {
+            println!("  and {} more", all - listed);
+        }
+    }
 }
 
 impl Restoration {

@@ -6,13 +6,14 @@ use mongo_backup::fuzzing;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 7 {
+    match which % 8 {
         0 => fuzzing::config(bytes),
         1 => fuzzing::frame(bytes),
         2 => fuzzing::index(bytes),
         3 => fuzzing::manifest(bytes),
         4 => fuzzing::pack(bytes),
         5 => fuzzing::segment(bytes),
+        6 => fuzzing::block(bytes),
         _ => fuzzing::node(bytes),
     }
 });

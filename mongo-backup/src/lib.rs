@@ -2,6 +2,7 @@
 
 mod archive;
 mod backup;
+mod diff;
 pub mod metrics;
 mod repository;
 mod restore;
@@ -20,6 +21,7 @@ pub use archive::{ArchiveSink, LocalArchive, MemoryArchive, ObjectMeta, ObjectNa
 #[cfg(any(test, feature = "testkit"))]
 pub use archive::{FailingArchive, FailureMode, conformance};
 pub use backup::{Backup, BackupBuilder, BackupPlan, BackupReport, BackupSettings, ConsistencyDemand, NamespaceReport};
+pub use diff::{Diff, DiffReport, DocumentChange, DocumentDiff, NamespaceDiff, Presence};
 pub use repository::{
     Repository, SnapshotChoice, SnapshotList,
     manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},

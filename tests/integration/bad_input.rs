@@ -59,7 +59,7 @@ async fn archives_and_snapshots_that_are_not_there() {
     let pattern = format!("{database}.*");
 
     let missing = folder.path().join("missing");
-    for command in ["list", "show", "verify"] {
+    for command in ["list", "show", "diff", "verify"] {
         says(&fails(&[command, "--archive", missing.to_str().unwrap()]), &["no backup repository", "check the path"]);
     }
     let foreign = folder.path().join("foreign");
@@ -90,6 +90,9 @@ async fn archives_and_snapshots_that_are_not_there() {
     assert!(run_example("backup", &["create", "--uri", &uri, "--ns", &pattern, "--archive", archive]).status.success());
     says(&fails(&["show", "--archive", archive, "--snapshot", "20200101t000000000z-00000000"]), &["no such snapshot", "list"]);
     says(&fails(&["show", "--archive", archive, "--snapshot", "nonsense"]), &["no snapshot id"]);
+    says(&fails(&["diff", "--archive", archive]), &["no older snapshot", "--from"]);
+    says(&fails(&["diff", "--archive", archive, "--from", "20200101t000000000z-00000000"]), &["no such snapshot", "list"]);
+    says(&fails(&["diff", "--archive", archive, "--from", "latest", "--ns", "typo.*"]), &["matches", "typo"]);
     says(
         &fails(&["restore", "--uri", &uri, "--archive", archive, "--ns", "typo.*"]),
         &["nothing in the snapshot matches", "typo"],

@@ -20,6 +20,7 @@ mod consistency;
 mod core_data;
 mod core_replica_set;
 mod damage;
+mod diff;
 mod faults;
 mod fidelity;
 mod kill;

@@ -12,7 +12,6 @@ use mongo_core::{
     progress::PhaseMeter,
     transfer::{
         catalog::{Catalog, CollectionEntry},
-        leading_id,
         partition::{KeyRange, ScanOrder, partition},
         scan::{MemoryBudget, ScanBatch, ScanSource},
     },
@@ -335,13 +334,7 @@ impl Cutter {
 }
 
 fn store_segment(blocks: &mut BlockWriter, segment: Segment<'_>) -> Result<TreeEntry> {
-    Ok(TreeEntry {
-        id: blocks.put(Content::Documents, segment.plain)?,
-        level: segment.level,
-        documents: u64::from(segment.documents),
-        bytes: segment.plain.len() as u64,
-        first_id: leading_id(segment.plain).unwrap_or_default().to_vec(),
-    })
+    Ok(TreeEntry::of(blocks.put(Content::Documents, segment.plain)?, segment))
 }
 
 /// A collection's tree, put together from its ranges in order.

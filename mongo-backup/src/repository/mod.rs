@@ -1,6 +1,7 @@
 //! A repository: snapshots in an archive, sharing what they have in common.
 
 pub(crate) mod block;
+pub(crate) mod compare;
 pub(crate) mod config;
 mod envelope;
 pub(crate) mod index;
@@ -455,6 +456,14 @@ pub mod fuzzing {
                 let _ = SnapshotNamespace::from_document(document);
                 let _ = mongo_core::transfer::leading_id(document.as_bytes());
             }
+        }
+    }
+
+    pub fn block(bytes: &[u8]) {
+        if let Some((plain, stored)) = bytes.split_first_chunk()
+            && let Ok(mut decompressor) = block::Decompressor::new()
+        {
+            let _ = decompressor.decompress(stored, u32::from_le_bytes(*plain) % (4 << 20));
         }
     }
 

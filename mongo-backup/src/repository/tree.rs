@@ -10,10 +10,13 @@
 //! entries or 1 MiB of them. So a change in one
 //! document changes one node at each height, and two trees can be compared from the top, skipping equal ids.
 
-use mongo_core::{Error, Result};
+use mongo_core::{Error, Result, transfer::leading_id};
 use serde::{Deserialize, Serialize};
 
-use super::{pack::read_u32, segment::SegmentId};
+use super::{
+    pack::read_u32,
+    segment::{Segment, SegmentId},
+};
 
 /// One child of a node: a segment of documents, or another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +26,19 @@ pub(crate) struct TreeEntry {
     pub(crate) documents: u64,
     pub(crate) bytes: u64,
     pub(crate) first_id: Vec<u8>,
+}
+
+impl TreeEntry {
+    /// The entry of a segment that is stored under `id`.
+    pub(crate) fn of(id: SegmentId, segment: Segment<'_>) -> Self {
+        Self {
+            id,
+            level: segment.level,
+            documents: u64::from(segment.documents),
+            bytes: segment.plain.len() as u64,
+            first_id: leading_id(segment.plain).unwrap_or_default().to_vec(),
+        }
+    }
 }
 
 /// Where a tree begins, and what it holds.

@@ -10,7 +10,7 @@ use std::{
 
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Namespace, Result, Topology,
-    bson::{Bson, RawDocument, doc},
+    bson::{RawDocument, doc},
     clock::{Clock as _, SystemClock},
     mongodb::options::{Acknowledgment, WriteConcern},
     progress::{PhaseMeter, Total},
@@ -459,9 +459,7 @@ impl Tally {
 }
 
 fn describe(namespace: &Namespace, refused: &Refused) -> RefusedDocument {
-    let id = refused.id.to_bson().and_then(|id| Bson::try_from(id).ok());
-    // An `_id` that is no valid text is shown as the bytes that it is.
-    let id = id.map_or_else(|| hex::encode(refused.id.as_document().as_bytes()), |id| id.into_canonical_extjson().to_string());
+    let id = refused.id.to_extended_json();
     let reason = match refused.code {
         11000 if refused.is_duplicate_id() => "a document of this _id exists".to_owned(),
         11000 => match &refused.duplicate {

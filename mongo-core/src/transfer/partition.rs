@@ -10,7 +10,7 @@ use std::fmt;
 
 use futures_util::TryStreamExt as _;
 use mongodb::{
-    bson::{RawBson, RawDocument, RawDocumentBuf, cstr, doc},
+    bson::{Bson, RawBson, RawDocument, RawDocumentBuf, cstr, doc},
     options::SelectionCriteria,
 };
 
@@ -42,6 +42,14 @@ impl Key {
     /// The value, if it is one that can be read.
     pub fn to_bson(&self) -> Option<RawBson> {
         self.0.get("_id").ok().flatten().map(Into::into)
+    }
+
+    /// The value for a person to read: canonical extended JSON, or all bytes in hexadecimal if they are no valid value.
+    pub fn to_extended_json(&self) -> String {
+        match self.to_bson().map(Bson::try_from) {
+            Some(Ok(id)) => id.into_canonical_extjson().to_string(),
+            _ => self.0.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
     }
 
     pub(super) fn is(&self, kind: u8) -> bool {
