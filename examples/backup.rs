@@ -361,8 +361,13 @@ impl Comparison {
         let from: SnapshotChoice = match &self.from {
             Some(from) => from.parse()?,
             None => {
-                let list = repository.snapshots().await?.snapshots;
-                let before = list.iter().map(|snapshot| &snapshot.id).rfind(|id| **id < to);
+                let mut list = repository.snapshots().await?;
+                if let Some((name, error)) = list.damaged.pop() {
+                    return Err(error
+                        .wrap("a snapshot is damaged: name the one to compare with by --from")
+                        .with_context("object", name));
+                }
+                let before = list.snapshots.iter().map(|snapshot| &snapshot.id).rfind(|id| **id < to);
                 before
                     .ok_or_else(|| {
                         Error::invalid("there is no older snapshot to compare with: name one with --from").with_context("to", &to)

@@ -6,7 +6,7 @@ use mongo_core::{
     CancellationToken, Error, ErrorKind, Namespace, NamespaceSelection, Result,
     bson::RawDocument,
     progress::{NoProgress, PhaseMeter, ProgressSink, Total},
-    transfer::partition::Key,
+    transfer::{catalog::CollectionEntry, partition::Key},
 };
 use serde::Serialize;
 
@@ -178,6 +178,8 @@ impl Diff {
         if older.catalog == newer.catalog && self.selection.include.is_empty() {
             return Ok(report);
         }
+        // Another process may have written since the repository was opened.
+        self.repository.reload_index().await?;
         let mut left = self.repository.namespaces(&older).await?;
         let mut right = self.repository.namespaces(&newer).await?;
         let names = left.iter().chain(&right).map(SnapshotNamespace::namespace);
@@ -235,8 +237,12 @@ impl Diff {
                     return Ok(found.definition_changed.then_some(found));
                 }
                 let mut comparison = TreeComparison::new(&self.repository, &left.root, &right.root)?;
-                while let Some(stretch) = comparison.next().await? {
-                    found = self.stretch(found, stretch, meter).await?;
+                if same_order(left.entry(), right.entry()) {
+                    while let Some(stretch) = comparison.next().await? {
+                        found = self.stretch(found, stretch, meter).await?;
+                    }
+                } else {
+                    found = self.stretch(found, comparison.whole().await?, meter).await?;
                 }
             }
             // All of it is new or gone: counted, not read.
@@ -273,6 +279,12 @@ impl Diff {
         }
         matching.finish()
     }
+}
+
+/// Whether both collections are read in the order of `_id`s under one collation, or both as stored.
+fn same_order(left: &CollectionEntry, right: &CollectionEntry) -> bool {
+    let collation = |entry: &CollectionEntry| entry.options().get_document("collation").ok().map(RawDocument::to_owned);
+    left.is_capped() == right.is_capped() && collation(left) == collation(right)
 }
 
 #[derive(Clone, Copy)]

@@ -255,8 +255,8 @@ impl Verify {
         let repository = self.repository.clone();
         let (findings, segments, documents, plain, wanted) = tokio::task::spawn_blocking(move || {
             let mut findings = Vec::new();
-            if !id.matches(&bytes) {
-                findings.push("the pack is damaged: its bytes do not have the SHA-256 that is its name".to_owned());
+            if let Err(error) = id.check(&bytes) {
+                findings.push(error.report());
             }
             if let Err(error) = pack::directory(&bytes) {
                 findings.push(error.report());

@@ -11,16 +11,17 @@ use std::{
 use futures_util::TryStreamExt as _;
 use mongo_backup::{
     ArchiveSink, Backup, BackupSettings, FailingArchive, FailureMode, LocalArchive, MemoryArchive, ObjectMeta, Repository,
-    Restore, SnapshotChoice, Verify,
+    Restore, RestoreMode, SnapshotChoice, Verify,
 };
 use mongo_core::{
     CancellationToken, Deployment, ErrorKind, RetryPolicy,
-    bson::doc,
+    bson::{Document, doc},
     progress::{ProgressEvent, ProgressSink},
 };
+use mongo_testkit::TestDeployment;
 use tokio::sync::Notify;
 
-use crate::support::{db_hash, fill, open, own, shared, under_way};
+use crate::support::{db_hash, fill, open, own, release, shared, stop_followers, under_way};
 
 /// Every snapshot that the repository lists verifies and restores; gives their number.
 async fn everything_listed_is_whole(repository: &Repository, deployment: &Deployment, database: &str, documents: u64) -> usize {
@@ -169,6 +170,46 @@ async fn a_backup_goes_on_over_lost_cursors_and_connections() {
         assert_eq!(report.unwrap_or_else(|error| panic!("{data}: {}", error.report())).documents, 60_000, "{data}");
     }
     assert_eq!(everything_listed_is_whole(&repository, &deployment, "shop", 60_000).await, 4);
+}
+
+/// The capped collection overtakes its reader once; what was cut by then is stored and not cut twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capped_collection_that_overtakes_its_reader_is_read_anew() {
+    let (server, deployment) = own().await;
+    deployment.database("logs").run_command(doc! { "create": "log", "capped": true, "size": 64 << 20 }).await.unwrap();
+    fill(&deployment, "logs", "log", 40_000).await;
+    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let overtaken = doc! { "failCommands": ["getMore"], "errorCode": 136, "appName": "mongo-core" };
+    server.fail_command(0, doc! { "times": 1 }, overtaken).await.unwrap();
+    let report = Backup::builder(&deployment, &repository).namespaces("logs.*").build().unwrap().run().await;
+    assert_eq!(report.unwrap_or_else(|error| panic!("{}", error.report())).documents, 40_000);
+    assert_eq!(everything_listed_is_whole(&repository, &deployment, "logs", 40_000).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_ends_only_when_a_majority_holds_it() {
+    let (_source_server, source) = own().await;
+    fill(&source, "shop", "orders", 3_000).await;
+    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let snapshot = Backup::builder(&source, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap().id;
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let target = open(&server).await;
+    // Making a collection waits for the majority by the server's own default: it is there already.
+    target.database("shop").create_collection("orders").await.unwrap();
+    let followers = stop_followers(&server).await;
+    let restore = Restore::builder(&repository, &snapshot).into(&target).mode(RestoreMode::Insert).build().unwrap();
+    let work = tokio::spawn(async move { restore.run().await });
+    let written = server.client().await.unwrap().database("shop").collection::<Document>("orders");
+    while written.estimated_document_count().await.unwrap() < 3_000 {
+        assert!(!work.is_finished(), "{:?}", work.await);
+    }
+    // All is on the primary; a restore that did not wait would need a few round trips more.
+    for _ in 0..200 {
+        written.estimated_document_count().await.unwrap();
+        assert!(!work.is_finished(), "{:?}", work.await);
+    }
+    release(followers).await;
+    assert!(work.await.unwrap().unwrap().is_complete());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use mongo_core::{
     ConnectOptions, Deployment,
     bson::{Document, RawDocumentBuf, doc, rawdoc},
     connect,
-    mongodb::Client,
+    mongodb::{Client, Database},
 };
 use mongo_testkit::TestDeployment;
 use tokio::task::JoinHandle;
@@ -47,6 +47,28 @@ pub(crate) async fn under_way<T>(client: &Client, operation: Document, work: &Jo
         }
         assert!(!work.is_finished(), "the work did not wait for the operation");
         tokio::task::yield_now().await;
+    }
+}
+
+/// Keeps every secondary of a replica set from applying what the primary writes, until they are released.
+pub(crate) async fn stop_followers(server: &TestDeployment) -> Vec<Database> {
+    let primary = server.primary().await.unwrap();
+    let mut stopped = Vec::new();
+    for (_, member) in server.members().iter().enumerate().filter(|(index, _)| *index != primary) {
+        let admin = member.client().await.unwrap().database("admin");
+        let stop = doc! { "configureFailPoint": "rsSyncApplyStop", "mode": "alwaysOn" };
+        let before = admin.run_command(stop).await.unwrap().get_i32("count").unwrap();
+        let entered = doc! { "waitForFailPoint": "rsSyncApplyStop", "timesEntered": i64::from(before + 1), "maxTimeMS": 20_000 };
+        admin.run_command(entered).await.unwrap();
+        stopped.push(admin);
+    }
+    stopped
+}
+
+/// Lets followers follow again.
+pub(crate) async fn release(followers: Vec<Database>) {
+    for admin in followers {
+        admin.run_command(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": "off" }).await.unwrap();
     }
 }
 

@@ -18,7 +18,7 @@ use mongo_testkit::TestDeployment;
 
 use crate::{
     awkward,
-    support::{fill, open, own, shared},
+    support::{fill, open, own, release, shared, stop_followers},
 };
 
 async fn read(source: &ScanSource, range: KeyRange) -> Vec<RawDocumentBuf> {
@@ -193,16 +193,7 @@ async fn pending_writes_are_settled_when_a_majority_holds_them_and_not_before() 
     let server = TestDeployment::replica_set(3).start().await.unwrap();
     let deployment = open(&server).await;
     w1(&deployment).write(&[&rawdoc! { "_id": 0 }]).await.unwrap();
-    let primary = server.primary().await.unwrap();
-    let mut followers = Vec::new();
-    for member in server.members().iter().enumerate().filter(|(index, _)| *index != primary).map(|(_, member)| member) {
-        let admin = member.client().await.unwrap().database("admin");
-        let stop = doc! { "configureFailPoint": "rsSyncApplyStop", "mode": "alwaysOn" };
-        let before = admin.run_command(stop).await.unwrap().get_i32("count").unwrap();
-        let stopped = doc! { "waitForFailPoint": "rsSyncApplyStop", "timesEntered": i64::from(before + 1), "maxTimeMS": 20_000 };
-        admin.run_command(stopped).await.unwrap();
-        followers.push(admin);
-    }
+    let followers = stop_followers(&server).await;
     let pending = PendingMajority::new();
     let written = w1(&deployment).write(&[&rawdoc! { "_id": 1 }]).await.unwrap();
     pending.note(written.op_time.unwrap());
@@ -210,9 +201,7 @@ async fn pending_writes_are_settled_when_a_majority_holds_them_and_not_before() 
     let stopped = CancellationToken::new();
     stopped.cancel();
     assert_eq!(pending.settle(&deployment, &stopped).await.unwrap_err().kind(), ErrorKind::Cancelled);
-    for admin in followers {
-        admin.run_command(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": "off" }).await.unwrap();
-    }
+    release(followers).await;
     pending.settle(&deployment, &CancellationToken::new()).await.unwrap();
     pending.settle(&deployment, &stopped).await.unwrap();
 }
@@ -229,6 +218,12 @@ async fn pending_writes_of_two_primaries_are_never_settled() {
     let deployment = open(&server).await;
     let second = w1(&deployment).write(&[&rawdoc! { "_id": 2 }]).await.unwrap().op_time.unwrap();
     assert!(second.term > first.term && second > first);
+    // The second is not noted: what is known of the new primary is all that tells.
+    let third = doc! { "insert": "c", "documents": [{ "_id": 3 }], "writeConcern": { "w": "majority" } };
+    deployment.database("shop").run_command(third).await.unwrap();
+    assert_eq!(pending.settle(&deployment, &CancellationToken::new()).await.unwrap_err().kind(), ErrorKind::Conflict);
+    let pending = PendingMajority::new();
+    pending.note(first);
     pending.note(second);
     assert_eq!(pending.settle(&deployment, &CancellationToken::new()).await.unwrap_err().kind(), ErrorKind::Conflict);
 }

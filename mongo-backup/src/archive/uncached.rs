@@ -26,7 +26,8 @@ fn write_direct(path: &Path, bytes: &[u8]) -> io::Result<bool> {
 
     use rustix::{fs::OFlags, io::Errno};
 
-    // Filesystems without direct writes, and devices with larger blocks, answer EINVAL to the opening or to the first write.
+    // Filesystems without direct writes answer EINVAL to the opening or to a write; so do devices with larger blocks, and be
+    // it to the last write. Whatever was written until then is written once more.
     let refused = |error: &io::Error| error.raw_os_error() == Some(Errno::INVAL.raw_os_error());
     let mut file = match OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path) {
         Ok(file) => file,
@@ -37,13 +38,13 @@ fn write_direct(path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let mut memory = vec![0; PIECE + BLOCK];
     let start = memory.as_ptr().align_offset(BLOCK);
     let Some(buffer) = memory.get_mut(start..start.saturating_add(PIECE)) else { return Ok(false) };
-    for (position, piece) in bytes.chunks(PIECE).enumerate() {
+    for piece in bytes.chunks(PIECE) {
         buffer[..piece.len()].copy_from_slice(piece);
         let padded = piece.len().next_multiple_of(BLOCK);
         buffer[piece.len()..padded].fill(0);
         match file.write_all(&buffer[..padded]) {
             Ok(()) => {}
-            Err(error) if position == 0 && refused(&error) => return Ok(false),
+            Err(error) if refused(&error) => return Ok(false),
             Err(error) => return Err(error),
         }
     }

@@ -64,7 +64,9 @@ pub(super) async fn collect(
 ) -> Result<Collected> {
     let budget = MemoryBudget::new(context.settings.memory_bytes);
     let mut exceptions = BTreeMap::new();
-    let mut assemblies: Vec<Assembly> = Vec::with_capacity(catalog.entries.len());
+    // Collections that are being read, and the trees of those that are through.
+    let mut assemblies: HashMap<usize, Assembly> = HashMap::new();
+    let mut roots: BTreeMap<usize, (TreeRoot, u8)> = BTreeMap::new();
     let mut waiting: VecDeque<Job> = VecDeque::new();
     let mut running: JoinSet<Result<RangeDone>> = JoinSet::new();
     let mut entries = catalog.entries.iter().enumerate();
@@ -78,7 +80,11 @@ pub(super) async fn collect(
             let Some((collection, entry)) = entries.next() else { break };
             let estimate = estimates.get(entry.namespace()).copied().unwrap_or_default();
             let (assembly, jobs) = context.prepare(collection, entry, estimate, &budget, &mut exceptions).await?;
-            assemblies.push(assembly);
+            if jobs.is_empty() {
+                roots.insert(collection, context.close(assembly).await?);
+            } else {
+                assemblies.insert(collection, assembly);
+            }
             waiting.extend(jobs);
         }
         let Some(done) = running.join_next().await else { break };
@@ -92,15 +98,22 @@ pub(super) async fn collect(
             }
         };
         let position = done.collection;
-        let assembly = assemblies.get_mut(position).ok_or_else(|| Error::internal("a range of no collection"))?;
+        let mut assembly = assemblies.remove(&position).ok_or_else(|| Error::internal("a range of no collection"))?;
         assembly.accept(done).await?;
+        if assembly.is_complete() {
+            roots.insert(position, context.close(assembly).await?);
+        } else {
+            assemblies.insert(position, assembly);
+        }
     }
-    let mut namespaces = Vec::with_capacity(assemblies.len());
-    for (assembly, entry) in assemblies.into_iter().zip(&catalog.entries) {
-        let boundary_bits = assembly.bits;
-        let root = assembly.finish().await?;
-        namespaces.push(SnapshotNamespace { entry: entry.clone(), root, boundary_bits });
+    if roots.len() != catalog.entries.len() {
+        return Err(Error::internal("a range of a collection was not read"));
     }
+    let namespaces: Vec<SnapshotNamespace> = roots
+        .into_values()
+        .zip(&catalog.entries)
+        .map(|((root, boundary_bits), entry)| SnapshotNamespace { entry: entry.clone(), root, boundary_bits })
+        .collect();
     let catalog = context.store_catalog(&namespaces).await?;
     Ok(Collected { namespaces, catalog, exceptions })
 }
@@ -165,6 +178,14 @@ impl Context<'_> {
             })
             .collect();
         Ok((assembly, jobs))
+    }
+
+    /// Completes a collection's tree: what is left of a collection that is through is in the store, and no longer in memory.
+    async fn close(&self, assembly: Assembly) -> Result<(TreeRoot, u8)> {
+        let bits = assembly.bits;
+        let root = assembly.finish().await?;
+        self.store.send_full().await?;
+        Ok((root, bits))
     }
 
     /// The records of all namespaces, stored as if they were one more collection.
@@ -243,7 +264,14 @@ async fn read_once(job: &Job) -> Result<RangeDone> {
         job.store.send_full().await?;
         job.meter.advance(documents, bytes);
         job.metrics.read(documents, bytes);
-        batch = next.map_err(explain)?;
+        batch = match next {
+            Ok(batch) => batch,
+            Err(error) => {
+                // The range may be read anew, and then takes what was cut so far for stored.
+                tokio::task::spawn_blocking(move || cutter.blocks.flush()).await??;
+                return Err(explain(error));
+            }
+        };
         if job.stop.is_cancelled() {
             return Err(Error::cancelled());
         }
@@ -419,8 +447,13 @@ impl Assembly {
         Ok(())
     }
 
+    /// Whether every range has been joined.
+    fn is_complete(&self) -> bool {
+        self.next == self.ranges
+    }
+
     async fn finish(self) -> Result<TreeRoot> {
-        if self.next != self.ranges {
+        if !self.is_complete() {
             return Err(Error::internal("a range of a collection was not read"));
         }
         let Self { mut cutter, mut tree, .. } = self;

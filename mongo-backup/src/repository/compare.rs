@@ -4,7 +4,7 @@
 //! differ, leaves are taken from both sides until both stand at a segment that begins with the same `_id`: as both sides are in the
 //! same order, what was taken until then can only differ among itself. Boundaries depend on the `_id`s alone, so that is soon.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use mongo_core::Result;
 
@@ -47,7 +47,23 @@ impl TreeComparison {
         Ok(Self { left: Side::new(repository, left)?, right: Side::new(repository, right)? })
     }
 
-    /// The next stretch that differs.
+    /// All that the trees do not have in common as one stretch, for sides that are not in the same order.
+    pub(crate) async fn whole(&mut self) -> Result<Difference> {
+        let mut found = Difference::default();
+        while let Some(entry) = self.left.next_leaf().await? {
+            found.left.push(entry);
+        }
+        while let Some(entry) = self.right.next_leaf().await? {
+            found.right.push(entry);
+        }
+        let ids = |entries: &[TreeEntry]| entries.iter().map(|entry| entry.id).collect::<HashSet<_>>();
+        let (left, right) = (ids(&found.left), ids(&found.right));
+        found.left.retain(|entry| !right.contains(&entry.id));
+        found.right.retain(|entry| !left.contains(&entry.id));
+        Ok(found)
+    }
+
+    /// The next stretch that differs. Both sides must be in the same order.
     pub(crate) async fn next(&mut self) -> Result<Option<Difference>> {
         loop {
             let (left, right) = match (self.left.pending.last(), self.right.pending.last()) {
@@ -201,6 +217,18 @@ mod tests {
     ) -> Result<()> {
         entries.push(TreeEntry::of(blocks.put(Content::Documents, segment.plain)?, segment));
         Ok(())
+    }
+
+    #[tokio::test]
+    async fn sides_in_different_order_are_compared_as_a_whole() {
+        let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+        let left: Documents = (0..3000).map(|id| (id, 0)).collect();
+        let right: Documents = (5..3010).map(|id| (id, i32::from(id == 700))).collect();
+        let (a, b) = (store(&repository, &left).await, store(&repository, &right).await);
+        let found = TreeComparison::new(&repository, &a, &b).unwrap().whole().await.unwrap();
+        let (here, there) = (read(&repository, &found.left).await, read(&repository, &found.right).await);
+        let only = |a: &Pairs, b: &Pairs| a.difference(b).copied().collect::<Pairs>();
+        assert_eq!((only(&here, &there), only(&there, &here)), expected(&left, &right));
     }
 
     async fn read(repository: &Repository, entries: &[TreeEntry]) -> Pairs {

@@ -324,7 +324,8 @@ impl Repository {
     async fn read_directory(&self, id: PackId, size: u64) -> Result<Directory> {
         let object = id.object()?;
         let bytes = self.archive().get(&object, Some(0..size)).await?;
-        pack::directory(&bytes).map_err(|error| error.with_context("object", object))
+        let directory = tokio::task::spawn_blocking(move || id.check(&bytes).and_then(|()| pack::directory(&bytes))).await?;
+        directory.map_err(|error| error.with_context("object", object))
     }
 
     /// Index objects that cannot be read, and what is wrong with them.

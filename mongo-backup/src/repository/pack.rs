@@ -44,9 +44,12 @@ impl PackId {
         (folder == name.get(..2)?).then_some(Self(id))
     }
 
-    /// Whether these are the pack's bytes.
-    pub(crate) fn matches(self, bytes: &[u8]) -> bool {
-        Sha256::digest(bytes)[..] == self.0
+    /// Checks that these are the pack's bytes: before anything in them is believed.
+    pub(crate) fn check(self, bytes: &[u8]) -> Result<()> {
+        if Sha256::digest(bytes)[..] == self.0 {
+            return Ok(());
+        }
+        Err(Error::corrupt("the pack is damaged: its bytes do not have the SHA-256 that is its name"))
     }
 }
 

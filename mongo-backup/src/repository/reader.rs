@@ -113,13 +113,8 @@ impl Repository {
     pub(crate) async fn check_pack(&self, id: PackId) -> Result<u64> {
         let object = id.object()?;
         let bytes = self.archive().get(&object, None).await?;
-        let (matches, length) = tokio::task::spawn_blocking(move || (id.matches(&bytes), bytes.len() as u64)).await?;
-        if matches {
-            Ok(length)
-        } else {
-            Err(Error::corrupt("the pack is damaged: its bytes do not have the SHA-256 that is its name")
-                .with_context("object", object))
-        }
+        let checked = tokio::task::spawn_blocking(move || id.check(&bytes).map(|()| bytes.len() as u64)).await?;
+        checked.map_err(|error| error.with_context("object", object))
     }
 
     /// Where a segment lies.

@@ -205,7 +205,7 @@ impl BlockWriter {
         if self.store.claim(id) {
             let BlockBuffer { open, compressor } = &mut self.buffer;
             open.push(id, plain)?;
-            if open.is_full() {
+            if open.is_full(content) {
                 self.store.add(compressor, open)?;
             }
         }
@@ -220,7 +220,7 @@ impl BlockWriter {
         }
         let BlockBuffer { open: rest, compressor } = &mut *lock(&self.store.leftovers);
         rest.append(&open);
-        if rest.is_full() { self.store.add(compressor, rest) } else { Ok(()) }
+        if rest.is_full(Content::Documents) { self.store.add(compressor, rest) } else { Ok(()) }
     }
 }
 

@@ -149,8 +149,8 @@ impl RestoreBuilder {
 
     /// Sets the write concern. Default majority: what is reported as restored cannot be rolled back.
     ///
-    /// On a replica set a majority without a timeout is waited for after every sixteenth batch and after the last, which
-    /// vouches for all: an election in between is an error. Any other write concern holds for every batch.
+    /// On a replica set a majority without a timeout is waited for after every sixteenth batch, and at the end for
+    /// everything, definitions included: an election in between is an error. Any other write concern holds for every batch.
     pub fn write_concern(mut self, concern: WriteConcern) -> Self {
         self.write_concern = concern;
         self

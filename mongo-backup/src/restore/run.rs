@@ -41,7 +41,9 @@ impl RestorePlan<'_> {
     /// stop the others, and neither does an index that cannot be built.
     ///
     /// # Errors
-    /// `CorruptData` naming the pack that is damaged or missing, `Cancelled` by the token, else the server's or the archive's own.
+    /// `CorruptData` naming the pack that is damaged or missing, `Cancelled` by the token, `Conflict` when another primary was
+    /// elected before a majority held everything, `Timeout` when no majority follows for a minute, else the server's or the
+    /// archive's own.
     /// What was written until then stays: run the restore again with `drop_existing`.
     ///
     /// # Cancel safety
@@ -63,19 +65,25 @@ impl RestorePlan<'_> {
                 restore.create(item).await?;
             }
         }
+        let pending = Arc::new(PendingMajority::new());
         let meter = Arc::new(PhaseMeter::start(Arc::clone(&restore.progress), "data", Total::exact(documents, bytes)));
         // A reader of GridFS looks for the file first: once it is there, its chunks must be.
         let files = gridfs_files(items);
         let (last, first): (Vec<&RestoreItem>, Vec<&RestoreItem>) =
             data.iter().partition(|item| files.contains(item.source.namespace()));
         for wave in [first, last] {
-            restore.write_documents(&wave, &meter, &tally).await?;
+            restore.write_documents(&wave, &meter, &tally, &pending).await?;
         }
         if let Ok(meter) = Arc::try_unwrap(meter) {
             meter.finish();
         }
         restore.make_views(items, &tally).await?;
         restore.build_indexes(&data, &tally).await?;
+        if restore.settles_later() {
+            // The definitions too: whatever was written last, by anybody, stands behind all of it.
+            pending.note_latest(&restore.target).await?;
+            pending.settle(&restore.target, &restore.cancel).await?;
+        }
         let tally = Arc::into_inner(tally).ok_or_else(|| Error::internal("a worker outlived the restore"))?;
         let totals = tally.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(RestoreReport {
@@ -138,11 +146,17 @@ impl Restore {
     }
 
     #[tracing::instrument(skip_all)]
-    async fn write_documents(&self, items: &[&RestoreItem], meter: &Arc<PhaseMeter>, tally: &Arc<Tally>) -> Result<()> {
+    async fn write_documents(
+        &self,
+        items: &[&RestoreItem],
+        meter: &Arc<PhaseMeter>,
+        tally: &Arc<Tally>,
+        pending: &Arc<PendingMajority>,
+    ) -> Result<()> {
         let mut running: JoinSet<Result<()>> = JoinSet::new();
         let stop = self.cancel.child_token();
         let hands = Arc::new(Semaphore::new(self.settings.parallel_writes.get()));
-        let (pending, batches) = (Arc::new(PendingMajority::new()), Arc::new(AtomicU64::new(0)));
+        let batches = Arc::new(AtomicU64::new(0));
         let feeding = async {
             for item in items {
                 let target = self.write_target(item)?;
@@ -153,7 +167,7 @@ impl Restore {
                     target: Arc::new(target),
                     paced: Arc::new(paced),
                     name: item.target.clone(),
-                    pending: Arc::clone(&pending),
+                    pending: self.settles_later().then(|| Arc::clone(pending)),
                     batches: Arc::clone(&batches),
                     meter: Arc::clone(meter),
                     metrics: self.metrics.clone(),
@@ -206,8 +220,7 @@ impl Restore {
                 }
             }
         }
-        result?;
-        pending.settle(&self.target, &self.cancel).await
+        result
     }
 
     /// Whether batches may be acknowledged by the primary alone, because a majority is waited for at the end of them all.
@@ -353,7 +366,8 @@ struct Writer {
     /// The same with the restore's own write concern, for one batch in some: so that the members that follow are never left far behind.
     paced: Arc<WriteTarget>,
     name: Namespace,
-    pending: Arc<PendingMajority>,
+    /// Where writes are noted that wait for their majority; none where every batch has its acknowledgement.
+    pending: Option<Arc<PendingMajority>>,
     batches: Arc<AtomicU64>,
     meter: Arc<PhaseMeter>,
     metrics: RestoreMetrics,
@@ -385,8 +399,8 @@ impl Writer {
             loop {
                 let offset = batch.len() - rest.len();
                 let mut outcome = target.write(rest).await?;
-                if let Some(op_time) = outcome.op_time {
-                    self.pending.note(op_time);
+                if let Some(pending) = &self.pending {
+                    pending.note_outcome(&outcome)?;
                 }
                 written.written += outcome.written;
                 let stopped_at = if target.ordered { outcome.refused.iter().map(|refused| refused.index).max() } else { None };

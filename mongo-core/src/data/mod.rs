@@ -15,9 +15,11 @@
 //! Memory is flat: whatever the size of a collection, an insert holds a few batches and a read one server reply and
 //! one chunk.
 
+mod area;
 mod concurrent;
 mod files;
 mod insert;
+mod insert_outcome;
 mod search;
 mod stats;
 mod stream;
@@ -35,10 +37,12 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::Result;
 
+pub use area::{GeoArea, GeoPoint};
 pub use concurrent::{OnFailure, run_concurrently};
 pub use files::{GridFsExt, PutSettings, StoredFile};
-pub use insert::{BatchInserter, DocumentFailure, InsertOrder, InsertReport, InsertSettings};
-pub use search::{GeoArea, GeoPoint, NearSettings, Nearby, Scored, TextSearchSettings, WithinSettings};
+pub use insert::{BatchInserter, InsertOrder, InsertReport, InsertSettings};
+pub use insert_outcome::DocumentFailure;
+pub use search::{NearSettings, Nearby, Scored, TextSearchSettings, WithinSettings};
 pub use stats::{CollectionStatistics, DatabaseStatistics};
 pub use stream::ChunkSettings;
 pub use watch::{ChangeWatcher, OnInvalidate, WatchSettings, WatchStart};

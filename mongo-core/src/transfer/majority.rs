@@ -13,6 +13,7 @@ use std::{
 use mongodb::bson::{Document, Timestamp, doc};
 use tokio_util::sync::CancellationToken;
 
+use super::write::WriteOutcome;
 use crate::{
     connect::{Deployment, integer},
     error::{Error, ErrorKind, Result},
@@ -29,11 +30,24 @@ pub struct OpTime {
 }
 
 impl OpTime {
-    /// Reads a field `{ts, t}`, as replies to writes and `hello` have it.
+    /// Reads a field `{ts, t}`, as replies to writes and `hello` have it. A server that has nothing to tell says term -1.
     pub(super) fn in_field(document: &Document, name: &str) -> Option<Self> {
         let field = document.get_document(name).ok()?;
-        Some(Self { term: integer(field, "t")?, timestamp: field.get_timestamp("ts").ok()? })
+        let term = integer(field, "t").filter(|term| *term >= 0)?;
+        Some(Self { term, timestamp: field.get_timestamp("ts").ok()? })
     }
+
+    /// The later of two places of one term.
+    pub(super) fn later_of(first: Option<Self>, second: Option<Self>) -> Result<Option<Self>> {
+        match (first, second) {
+            (Some(first), Some(second)) if first.term != second.term => Err(elected()),
+            _ => Ok(first.max(second)),
+        }
+    }
+}
+
+fn elected() -> Error {
+    Error::new(ErrorKind::Conflict, "another primary was elected meanwhile, and may not have all that was written: begin again")
 }
 
 /// Writes that wait for their majority.
@@ -55,6 +69,35 @@ impl PendingMajority {
         *noted = Some(noted.map_or((written, written), |(first, last)| (first.min(written), last.max(written))));
     }
 
+    /// Notes where a batch came to stand.
+    ///
+    /// # Errors
+    /// `Unsupported` when documents were written and the server does not tell where.
+    pub fn note_outcome(&self, outcome: &WriteOutcome) -> Result<()> {
+        match outcome.op_time {
+            Some(op_time) => self.note(op_time),
+            None if outcome.written == 0 => {}
+            None => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "the server does not tell where in its oplog a write stands: choose a write concern by number",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the last write of anybody, so that what was written without a reply that tells its place is waited for too.
+    ///
+    /// # Errors
+    /// The server's own.
+    pub async fn note_latest(&self, deployment: &Deployment) -> Result<()> {
+        if let Some(latest) = last_write(deployment, "opTime").await? {
+            self.note(latest);
+        }
+        Ok(())
+    }
+
     /// Waits until a majority of the replica set holds every write that was noted. Gives up when the majority has not come
     /// any nearer for a minute.
     ///
@@ -67,24 +110,25 @@ impl PendingMajority {
     pub async fn settle(&self, deployment: &Deployment, cancel: &CancellationToken) -> Result<()> {
         let noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((first, last)) = noted else { return Ok(()) };
+        if first.term != last.term {
+            return Err(elected());
+        }
         let mut nearest = None;
         let mut patience = PATIENCE;
         loop {
-            let hello = deployment.database("admin").run_command(doc! { "hello": 1 }).await?;
-            let held = hello.get_document("lastWrite").ok().and_then(|write| OpTime::in_field(write, "majorityOpTime"));
-            let held = held.ok_or_else(|| {
-                Error::new(ErrorKind::Unsupported, "the server does not tell what a majority of its replica set holds")
-            })?;
-            if first.term != last.term || held.term > last.term {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    "another primary was elected meanwhile, and may not have all that was written: begin again",
-                ));
+            // A server in trouble, and one that has just become primary, has nothing to tell for a while.
+            let held = match last_write(deployment, "majorityOpTime").await {
+                Err(error) if !error.is_retryable() => return Err(error),
+                held => held.ok().flatten(),
+            };
+            if held.is_some_and(|held| held.term > last.term) {
+                return Err(elected());
             }
-            if held >= last {
+            if held >= Some(last) {
                 return Ok(());
             }
-            if nearest.replace(held) != Some(held) {
+            if held > nearest {
+                nearest = held;
                 patience = PATIENCE;
             }
             patience = patience.checked_sub(POLL).ok_or_else(|| {
@@ -97,6 +141,12 @@ impl PendingMajority {
             }
         }
     }
+}
+
+/// A place that `hello` tells: `opTime` of the last write, or `majorityOpTime`.
+async fn last_write(deployment: &Deployment, field: &str) -> Result<Option<OpTime>> {
+    let hello = deployment.database("admin").run_command(doc! { "hello": 1 }).await?;
+    Ok(hello.get_document("lastWrite").ok().and_then(|write| OpTime::in_field(write, field)))
 }
 
 const POLL: Duration = Duration::from_millis(10);
@@ -121,5 +171,14 @@ mod tests {
         let reply = doc! { "opTime": { "ts": Timestamp { time: 7, increment: 0 }, "t": 3_i64 }, "n": 1 };
         assert_eq!(OpTime::in_field(&reply, "opTime"), Some(at(3, 7)));
         assert_eq!(OpTime::in_field(&doc! { "n": 1 }, "opTime"), None);
+        let nothing = doc! { "opTime": { "ts": Timestamp { time: 0, increment: 0 }, "t": -1_i64 } };
+        assert_eq!(OpTime::in_field(&nothing, "opTime"), None);
+    }
+
+    #[test]
+    fn two_terms_in_one_batch_are_an_election() {
+        assert_eq!(OpTime::later_of(Some(at(1, 5)), Some(at(1, 3))).unwrap(), Some(at(1, 5)));
+        assert_eq!(OpTime::later_of(None, Some(at(2, 3))).unwrap(), Some(at(2, 3)));
+        assert_eq!(OpTime::later_of(Some(at(1, 5)), Some(at(2, 6))).unwrap_err().kind(), ErrorKind::Conflict);
     }
 }

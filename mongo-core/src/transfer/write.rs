@@ -132,7 +132,8 @@ impl WriteTarget {
     /// whether doing it twice does harm ([`WriteMode::Upsert`] is idempotent).
     ///
     /// # Errors
-    /// The server's own when a command fails as a whole, and [`ErrorKind::Timeout`] or [`ErrorKind::Unavailable`] when
+    /// The server's own when a command fails as a whole, [`ErrorKind::Conflict`] when another primary was elected between
+    /// two commands, and [`ErrorKind::Timeout`] or [`ErrorKind::Unavailable`] when
     /// the write concern was not satisfied; then an unknown part of the batch was written. A refused document is no error.
     ///
     /// # Cancel safety
@@ -156,7 +157,7 @@ impl WriteTarget {
                 self.write_split(&delicate, Statement::Correct, &mut corrected).await?;
                 outcome.written -= corrected.refused.len() as u64;
                 outcome.refused.extend(corrected.refused);
-                outcome.op_time = outcome.op_time.max(corrected.op_time);
+                outcome.op_time = OpTime::later_of(outcome.op_time, corrected.op_time)?;
             }
             WriteMode::Upsert if delicate.is_empty() => self.write_split(&all, Statement::Replace, &mut outcome).await?,
             WriteMode::Upsert => {
@@ -323,7 +324,7 @@ impl WriteTarget {
                 .with_context("counted", written));
         }
         outcome.written += written;
-        outcome.op_time = outcome.op_time.max(OpTime::in_field(reply, "opTime"));
+        outcome.op_time = OpTime::later_of(outcome.op_time, OpTime::in_field(reply, "opTime"))?;
         Ok(())
     }
 }
