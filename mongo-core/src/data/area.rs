@@ -15,7 +15,7 @@ impl GeoPoint {
     /// A point. **Longitude comes first**, as in GeoJSON, and unlike what people say and most map URLs write.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the longitude is not within −180 to 180 or the latitude not within −90 to 90.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the longitude is not within −180 to 180 or the latitude not within −90 to 90.
     ///
     /// # Examples
     /// ```
@@ -97,7 +97,7 @@ impl GeoArea {
     /// All points within `radius_metres` of `center`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the radius is not above 0, or reaches past the far side of the Earth.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the radius is not above 0, or reaches past the far side of the Earth.
     pub fn circle(center: GeoPoint, radius_metres: f64) -> Result<Self> {
         if !(radius_metres > 0.0 && radius_metres < EARTH_RADIUS_METRES * std::f64::consts::PI) {
             return Err(
@@ -115,7 +115,7 @@ impl GeoArea {
     /// or out; of boxes that share the side, one has it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the box has no area, or its south is north of its north.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the box has no area, or its south is north of its north.
     pub fn bounding_box(south_west: GeoPoint, north_east: GeoPoint) -> Result<Self> {
         if south_west.latitude >= north_east.latitude {
             return Err(Error::invalid("the south-west corner must be south of the north-east corner"));
@@ -131,7 +131,7 @@ impl GeoArea {
     /// Of the two areas that a ring bounds on a sphere, the smaller is meant.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when there are fewer than three points, or the same point twice in a row.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when there are fewer than three points, or the same point twice in a row.
     pub fn polygon(points: impl IntoIterator<Item = GeoPoint>) -> Result<Self> {
         let mut ring: Vec<GeoPoint> = points.into_iter().collect();
         if ring.len() > 1 && ring.first() == ring.last() {
@@ -149,7 +149,7 @@ impl GeoArea {
     /// The filter that selects documents whose `field` lies wholly within the area.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `field` is not the name of a field.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when `field` is not the name of a field.
     pub fn filter(&self, field: &str) -> Result<Document> {
         check_field(field)?;
         Ok(match &self.0 {
