@@ -11,6 +11,7 @@ use std::{
 };
 
 use mongodb::bson::{Document, Timestamp, doc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::write::WriteOutcome;
@@ -114,12 +115,14 @@ impl PendingMajority {
             return Err(elected());
         }
         let mut nearest = None;
-        let mut patience = PATIENCE;
+        // An answer can take as long as the search for a primary, so it is time that counts, not the number of answers.
+        let mut moved = Instant::now();
         loop {
             // A server in trouble, and one that has just become primary, has nothing to tell for a while.
-            let held = match last_write(deployment, "majorityOpTime").await {
-                Err(error) if !error.is_retryable() => return Err(error),
-                held => held.ok().flatten(),
+            let (held, trouble) = match last_write(deployment, "majorityOpTime").await {
+                Ok(held) => (held, None),
+                Err(error) if error.is_retryable() => (None, Some(error)),
+                Err(error) => return Err(error),
             };
             if held.is_some_and(|held| held.term > last.term) {
                 return Err(elected());
@@ -129,11 +132,16 @@ impl PendingMajority {
             }
             if held > nearest {
                 nearest = held;
-                patience = PATIENCE;
+                moved = Instant::now();
             }
-            patience = patience.checked_sub(POLL).ok_or_else(|| {
-                Error::new(ErrorKind::Timeout, "no majority of the replica set follows the primary: look at its members")
-            })?;
+            if moved.elapsed() >= PATIENCE {
+                let error =
+                    Error::new(ErrorKind::Timeout, "no majority of the replica set follows the primary: look at its members");
+                return Err(match trouble {
+                    Some(trouble) => error.with_source(trouble),
+                    None => error,
+                });
+            }
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Error::cancelled()),
