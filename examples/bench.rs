@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use mongo_backup::{Backup, BackupSettings, LocalArchive, Repository, Restore};
+use mongo_backup::{Backup, BackupSettings, Key, LocalArchive, Repository, Restore};
 use mongo_core::{
     Deployment, Error, Result,
     bson::{RawDocumentBuf, doc, rawdoc},
@@ -271,7 +271,7 @@ impl Bench {
     async fn backup(&self, archive: &Path) -> Result<Measured> {
         forget_peak_memory();
         let started = self.clock.monotonic();
-        let repository = Repository::open_or_init(LocalArchive::new(archive)?).await?;
+        let repository = Repository::open_or_init(LocalArchive::new(archive)?, Key::host(BENCH_KEY)).await?;
         let mut settings = BackupSettings::default();
         settings.compression_level = self.settings.level;
         let report = Backup::builder(&self.deployment, &repository)
@@ -289,7 +289,7 @@ impl Bench {
     async fn restore(&self, archive: &Path, concern: &str) -> Result<Measured> {
         use mongo_core::mongodb::options::WriteConcern;
         self.deployment.database(COPY).drop().await?;
-        let repository = Repository::open(LocalArchive::new(archive)?).await?;
+        let repository = Repository::open(LocalArchive::new(archive)?, Key::host(BENCH_KEY)).await?;
         let concern = if concern == "1" { WriteConcern::nodes(1) } else { WriteConcern::majority() };
         let restore = Restore::builder(&repository, mongo_backup::SnapshotChoice::Latest)
             .into(&self.deployment)
@@ -494,3 +494,6 @@ const COUNTRIES: [&str; 5] = ["DE", "FR", "GB", "NL", "US"];
 const PROVIDERS: [&str; 3] = ["visa", "mastercard", "sepa"];
 const DATABASE: &str = "mongo_bench";
 const COPY: &str = "mongo_bench_copy";
+
+/// Encryption is on, as it should be for a backup; the key is no secret.
+const BENCH_KEY: [u8; 32] = [7; 32];

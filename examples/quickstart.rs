@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use mongo_backup::{Backup, LocalArchive, Repository, Restore, Verify};
+use mongo_backup::{Backup, Key, LocalArchive, Repository, Restore, Verify};
 use mongo_core::{
     Deployment, Error, Result,
     bson::{Document, doc},
@@ -65,7 +65,8 @@ async fn tell(cli: Cli) -> Result<ExitCode> {
     say(format!("2. data               {} orders, an index, a view", cli.documents));
 
     let folder = tempfile::tempdir().map_err(|error| Error::internal("no temporary folder to be had").with_source(error))?;
-    let repository = Repository::open_or_init(LocalArchive::new(folder.path().join("backups"))?).await?;
+    let repository =
+        Repository::open_or_init(LocalArchive::new(folder.path().join("backups"))?, Key::passphrase("quickstart")).await?;
     let backup = Backup::builder(deployment, &repository).namespaces(&format!("{DATABASE}.*")).build()?;
     let first = backup.run().await?;
     say(format!("3. backup             {} in {:.2} s, {}", human_bytes(first.bytes), first.seconds, first.consistency));

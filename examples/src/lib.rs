@@ -2,9 +2,9 @@
 
 mod progress;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
-use mongo_backup::{LocalArchive, MemoryArchive, Repository};
+use mongo_backup::{Key, LocalArchive, MemoryArchive, Repository};
 use mongo_core::{CancellationToken, ConnectOptions, Deployment, Error, Result, connect, progress::ProgressSink};
 use mongo_testkit::TestDeployment;
 use serde::Serialize;
@@ -88,18 +88,33 @@ impl Host {
 ///
 /// # Errors
 /// Those of [`Repository::open_or_init`] and [`Repository::open`].
-pub async fn repository(archive: &str, access: Access) -> Result<Repository> {
+pub async fn repository(archive: &str, key: Key, access: Access) -> Result<Repository> {
     if archive == "mem:" {
-        return Repository::open_or_init(MemoryArchive::new()).await;
+        return Repository::open_or_init(MemoryArchive::new(), key).await;
     }
     if let Some((scheme, _)) = archive.split_once("://") {
         return Err(Error::invalid(format!("archives at {scheme}:// are not built into this program: give a folder, or mem:")));
     }
     let local = LocalArchive::new(archive)?;
     match access {
-        Access::Existing => Repository::open(local).await,
-        Access::MayCreate => Repository::open_or_init(local).await,
+        Access::Existing => Repository::open(local, key).await,
+        Access::MayCreate => Repository::open_or_init(local, key).await,
     }
+}
+
+/// The key whose passphrase is the first line of a file; without a file no encryption.
+///
+/// # Errors
+/// `InvalidInput` when the file cannot be read or begins with an empty line.
+pub fn key(file: Option<&Path>) -> Result<Key> {
+    let Some(file) = file else { return Ok(Key::unencrypted()) };
+    let wrong = |what: &str| {
+        Error::invalid(format!("{what}: give a file whose first line is the passphrase")).with_context("file", file.display())
+    };
+    let bytes = std::fs::read(file).map_err(|error| wrong("the key file cannot be read").with_source(error))?;
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let passphrase = line.strip_suffix(b"\r").unwrap_or(line);
+    if passphrase.is_empty() { Err(wrong("the key file has no passphrase")) } else { Ok(Key::passphrase(passphrase)) }
 }
 
 /// Whether a repository must exist.

@@ -24,6 +24,7 @@ pub use backup::{Backup, BackupBuilder, BackupPlan, BackupReport, BackupSettings
 pub use diff::{Diff, DiffReport, DocumentChange, DocumentDiff, NamespaceDiff, Presence};
 pub use repository::{
     Repository, SnapshotChoice, SnapshotList,
+    key::{Key, KeyId, KeyInfo, KeyKind},
     manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
 };
 pub use restore::{

@@ -258,7 +258,7 @@ impl Verify {
             if let Err(error) = id.check(&bytes) {
                 findings.push(error.report());
             }
-            if let Err(error) = pack::directory(&bytes) {
+            if let Err(error) = pack::directory(&bytes, repository.config().cipher.as_ref()) {
                 findings.push(error.report());
             }
             let (mut documents, mut plain) = (0, 0);
@@ -272,7 +272,7 @@ impl Verify {
                     findings.push("the pack is truncated".to_owned());
                     break;
                 }
-                let block = match Repository::decode_block(&mut decompressor, first, &bytes.slice(range)) {
+                let block = match repository.decode_block(&mut decompressor, first, &bytes.slice(range)) {
                     Ok(block) => block,
                     Err(error) => {
                         findings.push(error.report());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mongo_backup::{Backup, BackupSettings, Consistency, MemoryArchive, Repository, Restore, SnapshotChoice, Verify};
+use mongo_backup::{Backup, BackupSettings, Consistency, Key, MemoryArchive, Repository, Restore, SnapshotChoice, Verify};
 use mongo_core::{
     bson::{Document, doc},
     metrics::MemoryMetrics,
@@ -15,7 +15,7 @@ use mongo_testkit::TestDeployment;
 use crate::support::{fill, open, shared};
 
 async fn repository() -> Repository {
-    Repository::open_or_init(MemoryArchive::new()).await.unwrap()
+    Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

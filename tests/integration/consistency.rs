@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use futures_util::TryStreamExt as _;
-use mongo_backup::{Backup, BackupSettings, Consistency, ConsistencyDemand, MemoryArchive, Repository, Restore};
+use mongo_backup::{Backup, BackupSettings, Consistency, ConsistencyDemand, Key, MemoryArchive, Repository, Restore};
 use mongo_core::{
     ErrorKind,
     bson::{Document, doc},
@@ -15,7 +15,7 @@ use mongo_core::{
 use crate::support::{fill, own, under_way};
 
 async fn repository() -> Repository {
-    Repository::open_or_init(MemoryArchive::new()).await.unwrap()
+    Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap()
 }
 
 /// Money moves between accounts of two collections in transactions all the while: every snapshot conserves the total.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mongo_backup::{Backup, LocalArchive, Repository, Restore, SnapshotChoice, Verify};
+use mongo_backup::{Backup, Key, LocalArchive, Repository, Restore, SnapshotChoice, Verify};
 use mongo_core::{Deployment, ErrorKind};
 
 use crate::support::{fill, shared};
@@ -22,7 +22,7 @@ impl Damaged {
         fill(&deployment, &database, "c", 5_000).await;
         let folder = tempfile::tempdir().unwrap();
         let this = Self { deployment, database, folder };
-        let repository = Repository::open_or_init(LocalArchive::new(this.root()).unwrap()).await.unwrap();
+        let repository = Repository::open_or_init(LocalArchive::new(this.root()).unwrap(), Key::unencrypted()).await.unwrap();
         Backup::builder(&this.deployment, &repository).namespaces(&this.database).build().unwrap().run().await.unwrap();
         this
     }
@@ -32,7 +32,7 @@ impl Damaged {
     }
 
     async fn open(&self) -> mongo_core::Result<Repository> {
-        Repository::open(LocalArchive::new(self.root()).unwrap()).await
+        Repository::open(LocalArchive::new(self.root()).unwrap(), Key::unencrypted()).await
     }
 
     fn objects(&self, below: &str) -> Vec<PathBuf> {

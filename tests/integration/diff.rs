@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use mongo_backup::{
-    ArchiveSink, Backup, Diff, DiffReport, DocumentChange, MemoryArchive, ObjectMeta, ObjectName, Presence, PutMode, PutOutcome,
-    Repository, SnapshotChoice, SnapshotId,
+    ArchiveSink, Backup, Diff, DiffReport, DocumentChange, Key, MemoryArchive, ObjectMeta, ObjectName, Presence, PutMode,
+    PutOutcome, Repository, SnapshotChoice, SnapshotId,
 };
 use mongo_core::{
     Deployment, ErrorKind, NamespaceSelection, Result,
@@ -36,7 +36,7 @@ fn ids(report: &DiffReport, change: DocumentChange) -> BTreeSet<i64> {
 async fn every_document_that_differs_is_named_and_no_other() {
     let (deployment, database) = shared("diff").await;
     fill(&deployment, &database, "c", 30_000).await;
-    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
     let before = snapshot(&deployment, &repository, &database).await;
     let collection = deployment.database(&database).collection::<Document>("c");
     let mut random = fastrand::Rng::with_seed(3);
@@ -76,7 +76,7 @@ async fn namespaces_that_came_went_or_changed_their_definition_are_told() {
     for name in ["gone", "same", "indexed", "emptied"] {
         fill(&deployment, &database, name, 300).await;
     }
-    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
     let before = snapshot(&deployment, &repository, &database).await;
     let handle = deployment.database(&database);
     handle.collection::<RawDocumentBuf>("gone").drop().await.unwrap();
@@ -142,7 +142,8 @@ async fn two_equal_snapshots_cost_two_objects_and_a_small_change_few() {
     let (deployment, database) = shared("diff_cost").await;
     fill(&deployment, &database, "c", 60_000).await;
     let reads = Arc::new(AtomicU64::new(0));
-    let repository = Repository::open_or_init(Counting(MemoryArchive::new(), Arc::clone(&reads))).await.unwrap();
+    let repository =
+        Repository::open_or_init(Counting(MemoryArchive::new(), Arc::clone(&reads)), Key::unencrypted()).await.unwrap();
     let first = snapshot(&deployment, &repository, &database).await;
     let second = snapshot(&deployment, &repository, &database).await;
     reads.store(0, SeqCst);

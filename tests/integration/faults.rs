@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::TryStreamExt as _;
 use mongo_backup::{
-    ArchiveSink, Backup, BackupSettings, FailingArchive, FailureMode, LocalArchive, MemoryArchive, ObjectMeta, Repository,
+    ArchiveSink, Backup, BackupSettings, FailingArchive, FailureMode, Key, LocalArchive, MemoryArchive, ObjectMeta, Repository,
     Restore, RestoreMode, SnapshotChoice, Verify,
 };
 use mongo_core::{
@@ -49,7 +49,8 @@ async fn an_archive_that_fails_at_any_write_never_lists_half_a_snapshot() {
         for good in 0.. {
             let inner: Arc<dyn ArchiveSink> = Arc::new(MemoryArchive::new());
             let failing = Arc::new(FailingArchive::new(Arc::clone(&inner), good, mode));
-            let repository = Repository::open_or_init_shared(Arc::<FailingArchive>::clone(&failing)).await.unwrap();
+            let repository =
+                Repository::open_or_init_shared(Arc::<FailingArchive>::clone(&failing), Key::unencrypted()).await.unwrap();
             let result = Backup::builder(&deployment, &repository).namespaces(&database).build().unwrap().run().await;
             let Err(error) = result else {
                 // A manifest that was written although the write failed is read back, and counts.
@@ -60,7 +61,7 @@ async fn an_archive_that_fails_at_any_write_never_lists_half_a_snapshot() {
                 break;
             };
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-            match Repository::open_shared(Arc::clone(&inner)).await {
+            match Repository::open_shared(Arc::clone(&inner), Key::unencrypted()).await {
                 Ok(reopened) => {
                     let snapshots = everything_listed_is_whole(&reopened, &deployment, &database, 2_000).await;
                     assert_eq!(snapshots, 0, "write {good}");
@@ -68,7 +69,7 @@ async fn an_archive_that_fails_at_any_write_never_lists_half_a_snapshot() {
                 Err(error) => assert!(error.kind() == ErrorKind::NotFound && good == 0, "write {good}: {error}"),
             }
             // The next backup works on what is there.
-            let again = Repository::open_or_init_shared(inner).await.unwrap();
+            let again = Repository::open_or_init_shared(inner, Key::unencrypted()).await.unwrap();
             Backup::builder(&deployment, &again).namespaces(&database).build().unwrap().run().await.unwrap();
         }
     }
@@ -104,7 +105,8 @@ async fn a_server_killed_in_mid_backup_is_an_error_and_no_snapshot() {
     let (server, deployment) = own().await;
     fill(&deployment, "shop", "orders", 120_000).await;
     let folder = tempfile::tempdir().unwrap();
-    let repository = Repository::open_or_init(LocalArchive::new(folder.path().join("r")).unwrap()).await.unwrap();
+    let repository =
+        Repository::open_or_init(LocalArchive::new(folder.path().join("r")).unwrap(), Key::unencrypted()).await.unwrap();
     // The first batches have come; their successors never will.
     let wait = doc! { "failCommands": ["getMore"], "blockConnection": true, "blockTimeMS": 60_000, "appName": "mongo-core" };
     server.fail_command(0, "alwaysOn", wait).await.unwrap();
@@ -130,7 +132,7 @@ async fn a_server_killed_in_mid_backup_is_an_error_and_no_snapshot() {
 async fn a_server_killed_in_mid_restore_is_an_error_and_dropping_starts_anew() {
     let (_source_server, source) = own().await;
     fill(&source, "shop", "orders", 120_000).await;
-    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
     let snapshot = Backup::builder(&source, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap().id;
 
     let (server, target) = own().await;
@@ -157,7 +159,7 @@ async fn a_server_killed_in_mid_restore_is_an_error_and_dropping_starts_anew() {
 async fn a_backup_goes_on_over_lost_cursors_and_connections() {
     let (server, deployment) = own().await;
     fill(&deployment, "shop", "orders", 60_000).await;
-    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
     for data in [
         doc! { "failCommands": ["getMore"], "errorCode": 43, "appName": "mongo-core" },
         doc! { "failCommands": ["getMore"], "closeConnection": true, "appName": "mongo-core" },
@@ -178,7 +180,7 @@ async fn a_capped_collection_that_overtakes_its_reader_is_read_anew() {
     let (server, deployment) = own().await;
     deployment.database("logs").run_command(doc! { "create": "log", "capped": true, "size": 64 << 20 }).await.unwrap();
     fill(&deployment, "logs", "log", 40_000).await;
-    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
     let overtaken = doc! { "failCommands": ["getMore"], "errorCode": 136, "appName": "mongo-core" };
     server.fail_command(0, doc! { "times": 1 }, overtaken).await.unwrap();
     let report = Backup::builder(&deployment, &repository).namespaces("logs.*").build().unwrap().run().await;
@@ -190,7 +192,7 @@ async fn a_capped_collection_that_overtakes_its_reader_is_read_anew() {
 async fn a_restore_ends_only_when_a_majority_holds_it() {
     let (_source_server, source) = own().await;
     fill(&source, "shop", "orders", 3_000).await;
-    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
     let snapshot = Backup::builder(&source, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap().id;
     let server = TestDeployment::replica_set(3).start().await.unwrap();
     let target = open(&server).await;
@@ -217,7 +219,8 @@ async fn cancelling_at_any_moment_leaves_a_sound_repository() {
     let (deployment, database) = shared("cancel").await;
     fill(&deployment, &database, "c", 40_000).await;
     let folder = tempfile::tempdir().unwrap();
-    let repository = Repository::open_or_init(LocalArchive::new(folder.path().join("r")).unwrap()).await.unwrap();
+    let repository =
+        Repository::open_or_init(LocalArchive::new(folder.path().join("r")).unwrap(), Key::unencrypted()).await.unwrap();
     let mut random = fastrand::Rng::with_seed(17);
     let mut cancelled = 0;
     for _ in 0..15 {
@@ -263,7 +266,7 @@ async fn an_archive_that_vanishes_in_mid_restore_names_the_missing_pack() {
     let (deployment, database) = shared("vanish").await;
     fill(&deployment, &database, "c", 5_000).await;
     let archive: Arc<dyn ArchiveSink> = Arc::new(MemoryArchive::new());
-    let repository = Repository::open_or_init_shared(Arc::clone(&archive)).await.unwrap();
+    let repository = Repository::open_or_init_shared(Arc::clone(&archive), Key::unencrypted()).await.unwrap();
     Backup::builder(&deployment, &repository).namespaces(&database).build().unwrap().run().await.unwrap();
     let restore = Restore::builder(&repository, SnapshotChoice::Latest)
         .into(&deployment)

@@ -1,6 +1,6 @@
 //! B6: collections come back exactly.
 
-use mongo_backup::{Backup, MemoryArchive, Repository, Restore, Verify};
+use mongo_backup::{Backup, Key, MemoryArchive, Repository, Restore, Verify};
 use mongo_testkit::TestDeployment;
 
 use crate::{
@@ -16,7 +16,7 @@ async fn comes_back_exactly(from: &str, to: &str) {
     let (a, b) = (open(&source).await, open(&target).await);
     awkward::write(&a).await;
 
-    let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::host([7; 32])).await.unwrap();
     let report = Backup::builder(&a, &repository).build().unwrap().run().await.unwrap();
     let verified = Verify::new(&repository).run().await.unwrap();
     assert!(verified.is_sound(), "{:?}", verified.problems);

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use mongo_backup::{LocalArchive, Repository, Verify};
+use mongo_backup::{Key, LocalArchive, Repository, Verify};
 use mongo_testkit::TestDeployment;
 
 use crate::support::{db_hash, example, fill, open, run_example};
@@ -26,7 +26,7 @@ async fn killed_backups_and_restores_leave_nothing_half() {
         if !archive.join("config").exists() {
             continue;
         }
-        let repository = Repository::open(LocalArchive::new(&archive).unwrap()).await.unwrap();
+        let repository = Repository::open(LocalArchive::new(&archive).unwrap(), Key::unencrypted()).await.unwrap();
         let listed = repository.snapshots().await.unwrap();
         assert!(listed.damaged.is_empty(), "{:?}", listed.damaged);
         let report = Verify::new(&repository).run().await.unwrap();

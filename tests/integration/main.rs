@@ -21,6 +21,7 @@ mod core_data;
 mod core_replica_set;
 mod damage;
 mod diff;
+mod encryption;
 mod faults;
 mod fidelity;
 mod kill;

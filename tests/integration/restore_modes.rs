@@ -1,6 +1,6 @@
 //! B7: what a restore does with names and with what is there.
 
-use mongo_backup::{Backup, BackupReport, MemoryArchive, Repository, Restore, RestoreAction, RestoreBuilder, RestoreMode};
+use mongo_backup::{Backup, BackupReport, Key, MemoryArchive, Repository, Restore, RestoreAction, RestoreBuilder, RestoreMode};
 use mongo_core::{
     Deployment, ErrorKind,
     bson::{Document, doc},
@@ -23,7 +23,7 @@ impl Case {
     }
 
     async fn of(deployment: Deployment, database: String) -> Self {
-        let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+        let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
         let report = Backup::builder(&deployment, &repository).namespaces(&database).build().unwrap().run().await.unwrap();
         Self { deployment, database, repository, report }
     }

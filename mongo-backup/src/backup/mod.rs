@@ -176,9 +176,9 @@ impl BackupBuilder {
 ///
 /// ```no_run
 /// # async fn f(deployment: mongo_core::Deployment) -> mongo_backup::Result<()> {
-/// use mongo_backup::{Backup, LocalArchive, Repository};
+/// use mongo_backup::{Backup, Key, LocalArchive, Repository};
 ///
-/// let repository = Repository::open_or_init(LocalArchive::new("/backups")?).await?;
+/// let repository = Repository::open_or_init(LocalArchive::new("/backups")?, Key::passphrase("correct horse")).await?;
 /// let report = Backup::builder(&deployment, &repository).namespaces("shop.*").build()?.run().await?;
 /// println!("{}: {} documents, {}", report.id, report.documents, report.consistency);
 /// # Ok(()) }
@@ -442,7 +442,7 @@ impl Backup {
         let known_bits = self.known_bits().await?;
         let (documents, bytes) = estimates.values().fold((0, 0), |(documents, bytes), (d, b)| (documents + d, bytes + b));
         let meter = Arc::new(PhaseMeter::start(Arc::clone(&self.progress), "data", Total::estimate(documents, bytes)));
-        let (store, uploader) = SegmentStore::new(&self.repository, self.settings.compression_level);
+        let (store, uploader) = SegmentStore::new(&self.repository, self.settings.compression_level)?;
         let store = Arc::new(store);
         let uploading = tokio::spawn(uploader.run());
         // Readers stop when the archive fails, and the archive's error is the one to tell.

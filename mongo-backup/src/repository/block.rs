@@ -3,10 +3,14 @@
 //! A segment is as small as sharing wants it, and too small to compress well; a block holds about a mebibyte of segments
 //! and is what zstd works on. Which segments share a block says nothing about them: they happened to be stored one after the other.
 
+use bytes::Bytes;
 use mongo_core::{Error, ErrorKind, Result};
 use zstd::zstd_safe::CParameter;
 
-use super::segment::{Content, SegmentId};
+use super::{
+    cipher::Cipher,
+    segment::{Content, SegmentId},
+};
 
 /// How a block is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +103,7 @@ impl OpenBlock {
 pub(crate) struct Compressor {
     context: Option<(i32, zstd::bulk::Compressor<'static>)>,
     buffer: Vec<u8>,
+    sealed: Vec<u8>,
 }
 
 impl std::fmt::Debug for Compressor {
@@ -108,7 +113,13 @@ impl std::fmt::Debug for Compressor {
 }
 
 impl Compressor {
-    pub(crate) fn compress<'a>(&'a mut self, plain: &'a [u8], level: i32) -> Result<(Encoding, &'a [u8])> {
+    /// A block as it is to be stored: compressed, if that makes it smaller, then sealed, if there is a cipher.
+    pub(crate) fn compress<'a>(
+        &'a mut self,
+        plain: &'a [u8],
+        level: i32,
+        cipher: Option<&Cipher>,
+    ) -> Result<(Encoding, &'a [u8])> {
         let context = match &mut self.context {
             Some((current, context)) if *current == level => context,
             slot => &mut slot.insert((level, context(level)?)).1,
@@ -119,7 +130,12 @@ impl Compressor {
             self.buffer.resize(bound, 0);
         }
         let length = context.compress_to_buffer(plain, &mut self.buffer[..]).map_err(failed)?;
-        Ok(if length < plain.len() { (Encoding::Zstd, &self.buffer[..length]) } else { (Encoding::Plain, plain) })
+        let (encoding, stored) =
+            if length < plain.len() { (Encoding::Zstd, &self.buffer[..length]) } else { (Encoding::Plain, plain) };
+        let Some(cipher) = cipher else { return Ok((encoding, stored)) };
+        self.sealed.clear();
+        cipher.seal_into(PURPOSE, stored, &mut self.sealed)?;
+        Ok((encoding, &self.sealed))
     }
 }
 
@@ -145,6 +161,21 @@ fn failed(error: std::io::Error) -> Error {
 pub(crate) struct Decompressor(zstd::bulk::Decompressor<'static>);
 
 impl Decompressor {
+    /// The plain bytes of a stored block.
+    pub(crate) fn open(&mut self, block: &Block, stored: &Bytes, cipher: Option<&Cipher>) -> std::io::Result<Bytes> {
+        let compressed = match cipher {
+            Some(cipher) => cipher
+                .open(PURPOSE, stored)
+                .ok_or_else(|| std::io::Error::other("the block was not sealed with this key"))?
+                .into(),
+            None => stored.clone(),
+        };
+        match block.encoding {
+            Encoding::Plain => Ok(compressed),
+            Encoding::Zstd => self.decompress(&compressed, block.plain).map(Bytes::from),
+        }
+    }
+
     pub(crate) fn new() -> Result<Self> {
         Ok(Self(zstd::bulk::Decompressor::new().map_err(failed)?))
     }
@@ -167,6 +198,8 @@ impl Decompressor {
 const BLOCK_BYTES: usize = 1 << 20;
 const NODE_BLOCK_BYTES: usize = 64 << 10;
 const LARGEST_BLOCK: usize = 64 << 20;
+/// What a block is sealed as.
+const PURPOSE: &[u8] = b"block";
 
 #[cfg(test)]
 mod tests {
@@ -178,7 +211,7 @@ mod tests {
         #[test]
         fn what_was_compressed_comes_back_at_every_level(plain in proptest::collection::vec(0_u8..4, 0..5000), level in -3_i32..9) {
             let mut compressor = Compressor::default();
-            let (encoding, stored) = compressor.compress(&plain, level).unwrap();
+            let (encoding, stored) = compressor.compress(&plain, level, None).unwrap();
             let length = u32::try_from(plain.len()).unwrap();
             match encoding {
                 Encoding::Plain => prop_assert_eq!(stored, &plain[..]),
@@ -195,7 +228,7 @@ mod tests {
     #[test]
     fn a_block_of_another_length_than_its_entry_says_is_refused() {
         let mut compressor = Compressor::default();
-        let (_, stored) = compressor.compress(&[7; 1000], 1).unwrap();
+        let (_, stored) = compressor.compress(&[7; 1000], 1, None).unwrap();
         let mut decompressor = Decompressor::new().unwrap();
         assert!(decompressor.decompress(stored, 999).is_err() && decompressor.decompress(stored, 1001).is_err());
     }

@@ -167,6 +167,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        Key,
         archive::MemoryArchive,
         repository::{
             documents_of,
@@ -184,7 +185,7 @@ mod tests {
     type Pairs = BTreeSet<(i32, i32)>;
 
     async fn store(repository: &Repository, documents: &Documents) -> TreeRoot {
-        let (store, uploader) = SegmentStore::new(repository, 1);
+        let (store, uploader) = SegmentStore::new(repository, 1).unwrap();
         let store = Arc::new(store);
         let config = repository.config();
         let mut segmenter = Segmenter::new(&config.keys, config.sizes, BITS);
@@ -221,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn sides_in_different_order_are_compared_as_a_whole() {
-        let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+        let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
         let left: Documents = (0..3000).map(|id| (id, 0)).collect();
         let right: Documents = (5..3010).map(|id| (id, i32::from(id == 700))).collect();
         let (a, b) = (store(&repository, &left).await, store(&repository, &right).await);
@@ -240,7 +241,7 @@ mod tests {
 
     /// What the stretches say that only one side has, and how many stretches there were.
     async fn compare(left: &Documents, right: &Documents) -> (Pairs, Pairs, usize) {
-        let repository = Repository::open_or_init(MemoryArchive::new()).await.unwrap();
+        let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
         let (a, b) = (store(&repository, left).await, store(&repository, right).await);
         let mut comparison = TreeComparison::new(&repository, &a, &b).unwrap();
         let (mut only_left, mut only_right, mut stretches) = (BTreeSet::new(), BTreeSet::new(), 0);

@@ -2,12 +2,13 @@
 //!
 //! Payload of an index object (little-endian), inside the envelope:
 //! ```text
+//! 16 random bytes
 //! number of packs u32, then for each pack        id 32 bytes, size u64
 //! number of blocks u32, then for each block      pack u32 (position above), offset u32, stored length u32, plain length u32, encoding u8
 //! number of segments u64, then for each, sorted by id
 //!     id 32 bytes, block u32 (position above), offset u32 and length u32 in the block's plain bytes
 //! ```
-//! The object's name is the SHA-256 of its bytes. Every backup adds at least one; a reader takes all of them together.
+//! The object's name is the SHA-256 of its bytes, and because of the random ones never comes again. Every backup adds at least one; a reader takes all of them together.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,6 +16,7 @@ use mongo_core::{Error, Result};
 
 use super::{
     block::{Block, Encoding},
+    cipher::random,
     pack::{Directory, PackId, Placed, read_u32},
     segment::SegmentId,
 };
@@ -119,9 +121,10 @@ impl Index {
 }
 
 /// The payload for some finished packs, each with its size.
-pub(crate) fn encode(packs: &[(PackId, u64, Directory)]) -> Vec<u8> {
+pub(crate) fn encode(packs: &[(PackId, u64, Directory)]) -> Result<Vec<u8>> {
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    let mut payload = Vec::new();
+    let mut payload = vec![0; SALT];
+    random(&mut payload)?;
     payload.extend_from_slice(&count(packs.len()).to_le_bytes());
     for (id, size, _) in packs {
         payload.extend_from_slice(&id.0);
@@ -150,13 +153,14 @@ pub(crate) fn encode(packs: &[(PackId, u64, Directory)]) -> Vec<u8> {
             payload.extend_from_slice(&number.to_le_bytes());
         }
     }
-    payload
+    Ok(payload)
 }
 
 /// Reads a payload.
 pub(crate) fn decode(payload: &[u8]) -> Result<IndexPayload> {
     let damaged = || Error::corrupt("the index is malformed");
-    let (packs, rest) = table(payload, PACK_ROW)?;
+    let (_, rest) = payload.split_at_checked(SALT).ok_or_else(damaged)?;
+    let (packs, rest) = table(rest, PACK_ROW)?;
     let packs: Vec<(PackId, u64)> = packs
         .chunks_exact(PACK_ROW)
         .map(|raw| {
@@ -206,6 +210,7 @@ fn table(bytes: &[u8], row: usize) -> Result<(&[u8], &[u8])> {
 }
 
 pub(crate) const PREFIX: &str = "index/";
+const SALT: usize = 16;
 const PACK_ROW: usize = 40;
 const BLOCK_ROW: usize = 17;
 const SEGMENT_ROW: usize = 44;
@@ -232,8 +237,8 @@ mod tests {
     #[test]
     fn joined_indexes_find_every_segment_in_a_pack_that_exists() {
         let (a, b) = (PackId([1; 32]), PackId([2; 32]));
-        let first = decode(&encode(&[(a, 100, directory(8, &[9, 3])), (b, 50, directory(30, &[5]))])).unwrap();
-        let second = decode(&encode(&[(b, 50, directory(30, &[5, 7]))])).unwrap();
+        let first = decode(&encode(&[(a, 100, directory(8, &[9, 3])), (b, 50, directory(30, &[5]))]).unwrap()).unwrap();
+        let second = decode(&encode(&[(b, 50, directory(30, &[5, 7]))]).unwrap()).unwrap();
         let index = Index::join(&[first, second], |_, _| true);
         assert_eq!(index.len(), 4);
         let found =
@@ -246,7 +251,7 @@ mod tests {
     #[test]
     fn segments_of_a_missing_pack_are_not_known() {
         let (a, b) = (PackId([1; 32]), PackId([2; 32]));
-        let payload = decode(&encode(&[(a, 100, directory(8, &[1])), (b, 50, directory(8, &[2]))])).unwrap();
+        let payload = decode(&encode(&[(a, 100, directory(8, &[1])), (b, 50, directory(8, &[2]))]).unwrap()).unwrap();
         let index = Index::join(&[payload], |id, size| id == a && size == 100);
         assert!(index.get(SegmentId([1; 32])).is_some() && index.get(SegmentId([2; 32])).is_none());
     }
@@ -255,7 +260,7 @@ mod tests {
     fn a_segment_that_reaches_beyond_its_block_is_refused() {
         let mut wrong = directory(8, &[1, 2]);
         wrong.segments[1].length = 11;
-        assert!(decode(&encode(&[(PackId([1; 32]), 100, wrong)])).is_err());
+        assert!(decode(&encode(&[(PackId([1; 32]), 100, wrong)]).unwrap()).is_err());
     }
 
     proptest! {

@@ -1,24 +1,22 @@
 //! A repository: snapshots in an archive, sharing what they have in common.
 
 pub(crate) mod block;
+mod cipher;
 pub(crate) mod compare;
 pub(crate) mod config;
 mod envelope;
 pub(crate) mod index;
+mod indexes;
+pub(crate) mod key;
 pub(crate) mod manifest;
+mod opening;
 pub(crate) mod pack;
 pub(crate) mod reader;
 pub(crate) mod segment;
 pub(crate) mod store;
 pub(crate) mod tree;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongo_core::{Error, ErrorKind, Result, bson};
@@ -26,10 +24,10 @@ use mongo_core::{Error, ErrorKind, Result, bson};
 use self::{
     config::Config,
     envelope::Magic,
-    index::{Index, IndexPayload},
+    index::Index,
+    key::{Key, KeyId},
     manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
-    pack::{Directory, PackId},
-    segment::{Content, SegmentSizes},
+    segment::Content,
 };
 use crate::archive::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome};
 
@@ -40,9 +38,9 @@ use crate::archive::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome};
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> mongo_backup::Result<()> {
-/// use mongo_backup::{MemoryArchive, Repository};
+/// use mongo_backup::{Key, MemoryArchive, Repository};
 ///
-/// let repository = Repository::open_or_init(MemoryArchive::new()).await?;
+/// let repository = Repository::open_or_init(MemoryArchive::new(), Key::passphrase("correct horse")).await?;
 /// assert!(repository.snapshots().await?.snapshots.is_empty());
 /// # Ok(()) }
 /// ```
@@ -53,8 +51,9 @@ pub struct Repository(Arc<Inner>);
 struct Inner {
     archive: Arc<dyn ArchiveSink>,
     config: RwLock<Arc<Config>>,
-    /// Whether the config lies in the archive; the first backup puts it there.
-    made: AtomicBool,
+    /// The key of a repository that is not in the archive yet; the first backup puts it there.
+    unmade: tokio::sync::Mutex<Option<Key>>,
+    opened_with: RwLock<Option<KeyId>>,
     index: RwLock<Arc<Index>>,
     /// Index objects that could not be read when the index was, and what is wrong with them.
     damaged: RwLock<Vec<(String, String)>>,
@@ -71,73 +70,6 @@ pub struct SnapshotList {
 }
 
 impl Repository {
-    /// Opens the repository in an archive.
-    ///
-    /// # Errors
-    /// `NotFound` when the archive holds none, `CorruptData` naming the damaged object, `Unsupported` for a newer
-    /// format, or the archive's own.
-    pub async fn open(archive: impl ArchiveSink) -> Result<Self> {
-        Self::open_shared(Arc::new(archive)).await
-    }
-
-    /// As [`open`](Self::open), on an archive that others use too.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub async fn open_shared(archive: Arc<dyn ArchiveSink>) -> Result<Self> {
-        let Some(config) = read_config(&*archive).await? else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!(
-                    "there is no backup repository in {}: check the path, or make one with the first backup",
-                    archive.describe()
-                ),
-            ));
-        };
-        let repository = Self::with_config(archive, config, true);
-        repository.reload_index().await?;
-        Ok(repository)
-    }
-
-    /// Opens the repository in an archive, or prepares a new one in an empty archive.
-    ///
-    /// Nothing is written yet: the first backup makes the repository when it begins to write.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open), and `Conflict` when the archive holds something else.
-    pub async fn open_or_init(archive: impl ArchiveSink) -> Result<Self> {
-        Self::open_or_init_shared(Arc::new(archive)).await
-    }
-
-    /// As [`open_or_init`](Self::open_or_init), on an archive that others use too.
-    ///
-    /// # Errors
-    /// As [`open_or_init`](Self::open_or_init).
-    pub async fn open_or_init_shared(archive: Arc<dyn ArchiveSink>) -> Result<Self> {
-        if read_config(&*archive).await?.is_some() {
-            return Self::open_shared(archive).await;
-        }
-        if let Some(object) = archive.list("").next().await {
-            object?;
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!("{} is not empty and is no backup repository: choose an empty one", archive.describe()),
-            ));
-        }
-        let prepared = Config::new(SegmentSizes::new(SEGMENT_MIN, SEGMENT_TARGET, SEGMENT_MAX)?, PACK_BYTES)?;
-        Ok(Self::with_config(archive, prepared, false))
-    }
-
-    fn with_config(archive: Arc<dyn ArchiveSink>, config: Config, made: bool) -> Self {
-        Self(Arc::new(Inner {
-            archive,
-            config: RwLock::new(Arc::new(config)),
-            made: AtomicBool::new(made),
-            index: RwLock::default(),
-            damaged: RwLock::default(),
-        }))
-    }
-
     /// The archive that it lies on.
     pub fn archive(&self) -> &Arc<dyn ArchiveSink> {
         &self.0.archive
@@ -221,7 +153,7 @@ impl Repository {
 
     async fn read_manifest(&self, name: &ObjectName) -> Result<SnapshotManifest> {
         let object = self.archive().get(name, None).await?;
-        let payload = envelope::open(name, Magic::SNAPSHOT, &object)?;
+        let payload = envelope::open(Magic::SNAPSHOT, name, self.config().cipher.as_ref(), &object)?;
         let manifest: SnapshotManifest = bson::deserialize_from_slice(&payload).map_err(|error| {
             Error::corrupt("a snapshot's manifest is malformed").with_context("object", name).with_source(error)
         })?;
@@ -234,7 +166,8 @@ impl Repository {
     /// Writes the manifest: from here on the snapshot exists.
     pub(crate) async fn publish(&self, manifest: &SnapshotManifest) -> Result<()> {
         let name = ObjectName::new(format!("{SNAPSHOTS}{}", manifest.id))?;
-        let object = envelope::seal(Magic::SNAPSHOT, &bson::serialize_to_vec(manifest)?);
+        let payload = bson::serialize_to_vec(manifest)?;
+        let object = envelope::seal(Magic::SNAPSHOT, Some(&name), self.config().cipher.as_ref(), &payload)?;
         match self.archive().put(&name, object, PutMode::CreateOnly).await {
             Ok(PutOutcome::Stored) => Ok(()),
             // A failure whose outcome is unknown: what can be read back was written.
@@ -243,89 +176,6 @@ impl Repository {
                 Err(Error::new(ErrorKind::Conflict, "a snapshot of this id exists").with_context("snapshot", &manifest.id))
             }
         }
-    }
-
-    /// Writes the config if the repository is new.
-    pub(crate) async fn make(&self) -> Result<()> {
-        if self.0.made.load(SeqCst) {
-            return Ok(());
-        }
-        let object = envelope::seal(Magic::CONFIG, &self.config().to_bytes()?);
-        if self.archive().put(&config_name()?, object, PutMode::CreateOnly).await? == PutOutcome::AlreadyExists {
-            // Somebody else made it in the meantime: theirs holds.
-            let config =
-                read_config(&**self.archive()).await?.ok_or_else(|| Error::internal("the config exists and does not"))?;
-            *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
-        }
-        self.0.made.store(true, SeqCst);
-        self.reload_index().await
-    }
-
-    /// Reads every index object anew, and trusts only what lies in packs that are there with the size they should have.
-    pub(crate) async fn reload_index(&self) -> Result<()> {
-        // Index objects first: whoever writes at the same time writes packs before the index object that names them.
-        let objects: Vec<ObjectMeta> = self.archive().list(index::PREFIX).try_collect().await?;
-        let packs: HashMap<PackId, u64> = self
-            .archive()
-            .list(pack::PREFIX)
-            .try_filter_map(|object| async move { Ok(PackId::from_object(&object.name).map(|id| (id, object.size))) })
-            .try_collect()
-            .await?;
-        let read: Vec<(ObjectName, Result<IndexPayload>)> = stream::iter(objects)
-            .map(|object| async move {
-                let read = self.read_index(&object.name).await;
-                (object.name, read)
-            })
-            .buffer_unordered(READS_AT_ONCE)
-            .collect()
-            .await;
-        let mut payloads = Vec::with_capacity(read.len());
-        let mut damaged = Vec::new();
-        for (name, read) in read {
-            match read {
-                Ok(payload) => payloads.push(payload),
-                // What a damaged index object says is in the directories of its packs too.
-                Err(error) if error.kind() == ErrorKind::CorruptData => damaged.push((name.to_string(), error.report())),
-                Err(error) => return Err(error),
-            }
-        }
-        if !damaged.is_empty() {
-            tracing::warn!(objects = damaged.len(), "index objects are damaged; the directories of packs are read instead");
-            let covered: HashSet<PackId> = payloads.iter().flat_map(|payload| payload.packs.iter().map(|(id, _)| *id)).collect();
-            for (id, size) in packs.iter().filter(|(id, _)| !covered.contains(id)) {
-                match self.read_directory(*id, *size).await {
-                    Ok(directory) => payloads.push(index::decode(&index::encode(&[(*id, *size, directory)]))?),
-                    Err(error) if error.kind() == ErrorKind::CorruptData => {
-                        damaged.push((id.object()?.to_string(), error.report()))
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        *self.0.damaged.write().unwrap_or_else(PoisonError::into_inner) = damaged;
-        let index = Index::join(&payloads, |id, size| {
-            let there = packs.get(&id) == Some(&size);
-            if !there {
-                tracing::warn!(pack = ?id, "a pack that the index names is missing or truncated");
-            }
-            there
-        });
-        tracing::debug!(segments = index.len(), packs = packs.len(), "index read");
-        *self.0.index.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(index);
-        Ok(())
-    }
-
-    async fn read_index(&self, name: &ObjectName) -> Result<IndexPayload> {
-        let bytes = self.archive().get(name, None).await?;
-        let payload = envelope::open(name, Magic::INDEX, &bytes)?;
-        index::decode(&payload).map_err(|error| error.with_context("object", name))
-    }
-
-    async fn read_directory(&self, id: PackId, size: u64) -> Result<Directory> {
-        let object = id.object()?;
-        let bytes = self.archive().get(&object, Some(0..size)).await?;
-        let directory = tokio::task::spawn_blocking(move || id.check(&bytes).and_then(|()| pack::directory(&bytes))).await?;
-        directory.map_err(|error| error.with_context("object", object))
     }
 
     /// Index objects that cannot be read, and what is wrong with them.
@@ -397,27 +247,7 @@ pub(crate) fn documents_of(segment: &[u8]) -> impl Iterator<Item = Result<&bson:
     })
 }
 
-async fn read_config(archive: &dyn ArchiveSink) -> Result<Option<Config>> {
-    let name = config_name()?;
-    let object = match archive.get(&name, None).await {
-        Ok(object) => object,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Config::from_bytes(&envelope::open(&name, Magic::CONFIG, &object)?)
-        .map(Some)
-        .map_err(|error| error.with_context("object", &name))
-}
-
-fn config_name() -> Result<ObjectName> {
-    ObjectName::new("config")
-}
-
 pub(crate) const SNAPSHOTS: &str = "snapshots/";
-const SEGMENT_MIN: u32 = 16 << 10;
-const SEGMENT_TARGET: u32 = 64 << 10;
-const SEGMENT_MAX: u32 = 256 << 10;
-const PACK_BYTES: u32 = 16 << 20;
 const READS_AT_ONCE: usize = 8;
 
 /// Entrances to the parsers of stored bytes, for the fuzz targets only.
@@ -427,13 +257,15 @@ pub mod fuzzing {
     use super::*;
 
     pub fn config(bytes: &[u8]) {
-        let _ = Config::from_bytes(bytes);
+        let _ = config::StoredConfig::from_bytes(bytes).map(|stored| stored.unlock([0; 32]));
     }
 
     pub fn frame(bytes: &[u8]) {
         let object = bytes::Bytes::copy_from_slice(bytes);
-        if let Ok(name) = config_name() {
-            let _ = envelope::open(&name, Magic::CONFIG, &object);
+        if let Ok(name) = ObjectName::new("config") {
+            let cipher = cipher::Cipher::new(&[1; 32], [2; 16]);
+            let _ = envelope::open(Magic::CONFIG, &name, None, &object);
+            let _ = envelope::open(Magic::CONFIG, &name, Some(&cipher), &object);
         }
     }
 
@@ -448,7 +280,8 @@ pub mod fuzzing {
     }
 
     pub fn pack(bytes: &[u8]) {
-        let _ = pack::directory(bytes);
+        let _ = pack::directory(bytes, None);
+        let _ = pack::directory(bytes, Some(&cipher::Cipher::new(&[1; 32], [2; 16])));
     }
 
     pub fn segment(bytes: &[u8]) {
@@ -465,6 +298,12 @@ pub mod fuzzing {
             && let Ok(mut decompressor) = block::Decompressor::new()
         {
             let _ = decompressor.decompress(stored, u32::from_le_bytes(*plain) % (4 << 20));
+        }
+    }
+
+    pub fn key(bytes: &[u8]) {
+        if let Ok(record) = key::KeyRecord::from_bytes(bytes) {
+            let _ = record.unwrap(&Key::host([1; 32]));
         }
     }
 

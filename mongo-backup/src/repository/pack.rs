@@ -1,21 +1,26 @@
 //! Packs: many blocks in one object.
 //!
 //! ```text
-//! magic "MBPK", version u16, flags u16
-//! stored blocks, back to back
-//! directory: for each block    encoding u8, stored length u32, plain length u32, number of segments u32
+//! magic "MBPK", version u16, flags u16, 16 random bytes
+//! stored blocks, back to back, each sealed if the repository is encrypted
+//! directory, sealed if the repository is encrypted:
+//!            for each block    encoding u8, stored length u32, plain length u32, number of segments u32
 //!            for each segment  id 32 bytes, length u32, in the order in which they stand in the blocks
 //! trailer: number of blocks u32, number of segments u32, magic "MBPE"
 //! ```
-//! All numbers are little-endian. The object's name is the SHA-256 of all its bytes. The directory repeats what the index
-//! holds, so that an index can be made anew from the packs.
+//! All numbers are little-endian. The object's name is the SHA-256 of all its bytes; because of the random ones no name ever comes
+//! again, so whoever deletes a pack late never deletes another one. The directory repeats what the index holds, so that an
+//! index can be made anew from the packs.
+
+use std::borrow::Cow;
 
 use mongo_core::{Error, Result};
 use sha2::{Digest as _, Sha256};
 
 use super::{
     block::{Block, Encoding},
-    envelope::VERSION,
+    cipher::{self, Cipher},
+    envelope::{self, VERSION},
     segment::SegmentId,
 };
 use crate::archive::ObjectName;
@@ -87,15 +92,18 @@ pub(crate) struct Pack {
 
 impl PackBuilder {
     /// Begins a pack in the given memory.
-    pub(crate) fn new(mut bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(mut bytes: Vec<u8>, cipher: Option<&Cipher>) -> Result<Self> {
+        let mut salt = [0; SALT];
+        cipher::random(&mut salt)?;
         bytes.clear();
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&0_u16.to_le_bytes());
-        Self { bytes, directory: Directory::default() }
+        bytes.extend_from_slice(&envelope::flags(cipher).to_le_bytes());
+        bytes.extend_from_slice(&salt);
+        Ok(Self { bytes, directory: Directory::default() })
     }
 
-    /// Adds a block that holds these segments, each with its length, back to back.
+    /// Adds a block, as it is to be stored, that holds these segments, each with its length, back to back.
     pub(crate) fn add(&mut self, encoding: Encoding, stored: &[u8], segments: &[(SegmentId, u32)]) -> Result<()> {
         let number = |length: usize| u32::try_from(length).map_err(|_| too_large());
         let block = number(self.directory.blocks.len())?;
@@ -122,23 +130,31 @@ impl PackBuilder {
         self.bytes.len() + self.directory.blocks.len() * BLOCK_ROW + self.directory.segments.len() * SEGMENT_ROW
     }
 
-    pub(crate) fn finish(mut self) -> Pack {
+    pub(crate) fn finish(mut self, cipher: Option<&Cipher>) -> Result<Pack> {
+        let mut rows = Vec::with_capacity(self.len() - self.bytes.len());
         let mut segments = self.directory.segments.chunk_by(|a, b| a.block == b.block);
         for block in &self.directory.blocks {
-            self.bytes.push(block.encoding.to_byte());
+            rows.push(block.encoding.to_byte());
             let held = segments.next().map_or(0, <[Placed]>::len);
             for number in [block.stored, block.plain, count(held)] {
-                self.bytes.extend_from_slice(&number.to_le_bytes());
+                rows.extend_from_slice(&number.to_le_bytes());
             }
         }
         for segment in &self.directory.segments {
-            self.bytes.extend_from_slice(&segment.id.0);
-            self.bytes.extend_from_slice(&segment.length.to_le_bytes());
+            rows.extend_from_slice(&segment.id.0);
+            rows.extend_from_slice(&segment.length.to_le_bytes());
+        }
+        match cipher {
+            Some(cipher) => {
+                let purpose = directory_purpose(&self.bytes[..HEADER]);
+                cipher.seal_into(&purpose, &rows, &mut self.bytes)?;
+            }
+            None => self.bytes.extend_from_slice(&rows),
         }
         self.bytes.extend_from_slice(&count(self.directory.blocks.len()).to_le_bytes());
         self.bytes.extend_from_slice(&count(self.directory.segments.len()).to_le_bytes());
         self.bytes.extend_from_slice(END);
-        Pack { bytes: self.bytes, directory: self.directory }
+        Ok(Pack { bytes: self.bytes, directory: self.directory })
     }
 }
 
@@ -157,18 +173,22 @@ impl Pack {
     }
 }
 
+/// A directory is bound to its pack's header, and so to the random bytes in it.
+fn directory_purpose(header: &[u8]) -> Vec<u8> {
+    [b"directory", header].concat()
+}
+
 /// Reads a pack's directory.
-pub(crate) fn directory(bytes: &[u8]) -> Result<Directory> {
+pub(crate) fn directory(bytes: &[u8], cipher: Option<&Cipher>) -> Result<Directory> {
     let damaged = || Error::corrupt("the pack has no valid directory");
     let (header, _) = bytes.split_at_checked(HEADER).ok_or_else(damaged)?;
     if &header[..4] != MAGIC {
         return Err(damaged());
     }
-    if header[4..6] != VERSION.to_le_bytes() || header[6..8] != [0, 0] {
-        return Err(Error::new(
-            mongo_core::ErrorKind::Unsupported,
-            "the pack is of a newer format: use a newer version of mongo-backup",
-        ));
+    let number = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+    envelope::check_version(number(4), number(6))?;
+    if number(6) != envelope::flags(cipher) {
+        return Err(Error::corrupt("the pack is not encrypted as the repository is: somebody else has written it"));
     }
     let (body, trailer) = bytes.split_at_checked(bytes.len().checked_sub(TRAILER).ok_or_else(damaged)?).ok_or_else(damaged)?;
     if trailer[8..] != *END {
@@ -176,8 +196,14 @@ pub(crate) fn directory(bytes: &[u8]) -> Result<Directory> {
     }
     let rows = |at: usize, row: usize| (read_u32(&trailer[at..]) as usize).checked_mul(row).ok_or_else(damaged);
     let (blocks, segments) = (rows(0, BLOCK_ROW)?, rows(4, SEGMENT_ROW)?);
-    let start = blocks.checked_add(segments).and_then(|size| body.len().checked_sub(size)).ok_or_else(damaged)?;
-    let (blocks, segments) = body[start..].split_at(blocks);
+    let overhead = cipher.map_or(0, |_| cipher::OVERHEAD);
+    let size = blocks.checked_add(segments).and_then(|size| size.checked_add(overhead)).ok_or_else(damaged)?;
+    let start = body.len().checked_sub(size).ok_or_else(damaged)?;
+    let rows = match cipher {
+        Some(cipher) => Cow::Owned(cipher.open(&directory_purpose(header), &body[start..]).ok_or_else(damaged)?),
+        None => Cow::Borrowed(&body[start..]),
+    };
+    let (blocks, segments) = rows.split_at_checked(blocks).ok_or_else(damaged)?;
     let mut segments = segments.chunks_exact(SEGMENT_ROW);
     let mut directory = Directory::default();
     let mut offset = HEADER;
@@ -213,7 +239,8 @@ const SMALL: usize = 1 << 20;
 const USUAL: usize = 17 << 20;
 const MAGIC: &[u8; 4] = b"MBPK";
 const END: &[u8; 4] = b"MBPE";
-const HEADER: usize = 8;
+const SALT: usize = 16;
+const HEADER: usize = 8 + SALT;
 const TRAILER: usize = 12;
 const BLOCK_ROW: usize = 13;
 const SEGMENT_ROW: usize = 36;
@@ -224,8 +251,12 @@ mod tests {
 
     use super::*;
 
-    fn pack(blocks: &[Vec<Vec<u8>>]) -> Pack {
-        let mut builder = PackBuilder::new(Vec::new());
+    fn cipher(sealed: bool) -> Option<Cipher> {
+        sealed.then(|| Cipher::new(&[1; 32], [2; 16]))
+    }
+
+    fn pack(blocks: &[Vec<Vec<u8>>], cipher: Option<&Cipher>) -> Pack {
+        let mut builder = PackBuilder::new(Vec::new(), cipher).unwrap();
         for (number, segments) in blocks.iter().enumerate() {
             let placed: Vec<_> = segments
                 .iter()
@@ -235,7 +266,7 @@ mod tests {
                 .collect();
             builder.add(Encoding::Plain, &segments.concat(), &placed).unwrap();
         }
-        builder.finish()
+        builder.finish(cipher).unwrap()
     }
 
     fn blocks(most: usize) -> impl Strategy<Value = Vec<Vec<Vec<u8>>>> {
@@ -245,9 +276,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_directory_reads_as_it_was_written(blocks in blocks(8)) {
-            let pack = pack(&blocks);
-            let read = directory(&pack.bytes).unwrap();
+        fn the_directory_reads_as_it_was_written(blocks in blocks(8), sealed: bool) {
+            let cipher = cipher(sealed);
+            let pack = pack(&blocks, cipher.as_ref());
+            let read = directory(&pack.bytes, cipher.as_ref()).unwrap();
+            prop_assert!(directory(&pack.bytes, self::cipher(!sealed).as_ref()).is_err());
             prop_assert_eq!(&read, &pack.directory);
             let expected: Vec<&Vec<u8>> = blocks.iter().flatten().collect();
             prop_assert_eq!(read.segments.len(), expected.len());
@@ -258,18 +291,19 @@ mod tests {
         }
 
         #[test]
-        fn a_truncated_or_random_pack_is_no_panic(blocks in blocks(4), cut in any::<prop::sample::Index>(), noise in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let pack = pack(&blocks);
-            prop_assert!(directory(&pack.bytes[..cut.index(pack.bytes.len())]).is_err());
-            let _ = directory(&noise);
+        fn a_truncated_or_random_pack_is_no_panic(blocks in blocks(4), cut in any::<prop::sample::Index>(), noise in proptest::collection::vec(any::<u8>(), 0..200), sealed: bool) {
+            let cipher = cipher(sealed);
+            let pack = pack(&blocks, cipher.as_ref());
+            prop_assert!(directory(&pack.bytes[..cut.index(pack.bytes.len())], cipher.as_ref()).is_err());
+            let _ = directory(&noise, cipher.as_ref());
         }
 
         #[test]
         fn a_changed_directory_is_no_panic(blocks in blocks(4), at in any::<prop::sample::Index>(), with in any::<u8>()) {
-            let mut bytes = pack(&blocks).bytes;
+            let mut bytes = pack(&blocks, None).bytes;
             let at = at.index(bytes.len());
             bytes[at] = with;
-            if let Ok(read) = directory(&bytes) {
+            if let Ok(read) = directory(&bytes, None) {
                 prop_assert!(read.segments.iter().all(|placed| (placed.block as usize) < read.blocks.len()));
             }
         }

@@ -10,7 +10,7 @@ use mongo_core::{Error, Result};
 
 use super::{
     Repository,
-    block::{Decompressor, Encoding},
+    block::Decompressor,
     index::Location,
     pack::PackId,
     segment::{Content, SegmentId},
@@ -64,7 +64,7 @@ impl Repository {
         for same_block in sorted.chunk_by(|(_, a), (_, b)| a.block == b.block) {
             let Some((_, first)) = same_block.first() else { continue };
             let at = usize::try_from(u64::from(first.block.offset) - start).unwrap_or(usize::MAX);
-            let block = Self::decode_block(&mut decompressor, first, &stored.slice(at..at + first.block.stored as usize))?;
+            let block = self.decode_block(&mut decompressor, first, &stored.slice(at..at + first.block.stored as usize))?;
             let wanted: usize = same_block.iter().map(|(_, location)| location.length as usize).sum();
             for (position, location) in same_block {
                 let segment = self.segment_of(content, location, &block)?;
@@ -77,14 +77,11 @@ impl Repository {
     }
 
     /// The plain bytes of the block in which a segment lies.
-    pub(crate) fn decode_block(decompressor: &mut Decompressor, location: &Location, stored: &Bytes) -> Result<Bytes> {
-        match location.block.encoding {
-            Encoding::Plain => Ok(stored.clone()),
-            Encoding::Zstd => Ok(decompressor
-                .decompress(stored, location.block.plain)
-                .map_err(|error| damaged("a block cannot be decompressed: the pack is damaged", location).with_source(error))?
-                .into()),
-        }
+    pub(crate) fn decode_block(&self, decompressor: &mut Decompressor, location: &Location, stored: &Bytes) -> Result<Bytes> {
+        let config = self.config();
+        decompressor
+            .open(&location.block, stored, config.cipher.as_ref())
+            .map_err(|error| damaged("a block cannot be decompressed: the pack is damaged", location).with_source(error))
     }
 
     /// Takes a segment out of its block's plain bytes and checks that it is the one it is named as.

@@ -76,28 +76,36 @@ pub(crate) struct StoreTotals {
 #[derive(Debug)]
 pub(crate) struct Uploader {
     archive: Arc<dyn ArchiveSink>,
+    config: Arc<Config>,
     full: mpsc::UnboundedReceiver<(Pack, OwnedSemaphorePermit)>,
     packs: Arc<Mutex<Packs>>,
 }
 
 impl SegmentStore {
-    pub(crate) fn new(repository: &Repository, level: i32) -> (Self, Uploader) {
+    pub(crate) fn new(repository: &Repository, level: i32) -> Result<(Self, Uploader)> {
         // Not bounded by its length but by the room for packs.
         let (sender, receiver) = mpsc::unbounded_channel();
-        let packs = Packs { open: PackBuilder::new(Vec::new()), full: VecDeque::new(), spare: Vec::new() };
-        let packs = Arc::new(Mutex::new(packs));
+        let config = repository.config();
+        let open = PackBuilder::new(Vec::new(), config.cipher.as_ref())?;
+        let packs = Arc::new(Mutex::new(Packs { open, full: VecDeque::new(), spare: Vec::new() }));
+        let uploader = Uploader {
+            archive: Arc::clone(repository.archive()),
+            config: Arc::clone(&config),
+            full: receiver,
+            packs: Arc::clone(&packs),
+        };
         let store = Self {
-            config: repository.config(),
+            config,
             index: repository.index(),
             level,
-            packs: Arc::clone(&packs),
+            packs,
             claimed: Mutex::default(),
             leftovers: Mutex::default(),
             full: sender,
             room: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
             counters: Counters::default(),
         };
-        (store, Uploader { archive: Arc::clone(repository.archive()), full: receiver, packs })
+        Ok((store, uploader))
     }
 
     /// Whether this segment is new, and from now on its caller's to store.
@@ -110,14 +118,15 @@ impl SegmentStore {
 
     /// Compresses a block into the open pack, and empties it.
     fn add(&self, compressor: &mut Compressor, block: &mut OpenBlock) -> Result<()> {
-        let (encoding, stored) = compressor.compress(&block.plain, self.level)?;
+        let cipher = self.config.cipher.as_ref();
+        let (encoding, stored) = compressor.compress(&block.plain, self.level, cipher)?;
         self.counters.stored_bytes.fetch_add(stored.len() as u64, Relaxed);
         self.counters.packed_segments.fetch_add(block.segments.len() as u64, Relaxed);
         let mut packs = lock(&self.packs);
         packs.open.add(encoding, stored, &block.segments)?;
         if packs.open.len() >= self.config.pack_bytes as usize {
-            let next = PackBuilder::new(packs.spare.pop().unwrap_or_default());
-            let pack = std::mem::replace(&mut packs.open, next).finish();
+            let next = PackBuilder::new(packs.spare.pop().unwrap_or_default(), cipher)?;
+            let pack = std::mem::replace(&mut packs.open, next).finish(cipher)?;
             packs.full.push_back(pack);
         }
         block.clear();
@@ -162,10 +171,11 @@ impl SegmentStore {
             // A writer that was not flushed: a snapshot that needs its segments must not come to be.
             return Err(Error::internal("segments were left behind on the way into the archive"));
         }
-        let last = std::mem::replace(&mut lock(&this.packs).open, PackBuilder::new(Vec::new()));
+        let cipher = this.config.cipher.as_ref();
+        let last = std::mem::replace(&mut lock(&this.packs).open, PackBuilder::new(Vec::new(), cipher)?);
         if !last.is_empty() {
             let room = this.room().await?;
-            this.send(last.finish(), room)?;
+            this.send(last.finish(cipher)?, room)?;
         }
         Ok(StoreTotals {
             new_segments,
@@ -251,18 +261,18 @@ impl Uploader {
                 Some(done) = writing.join_next() => written.push(done??),
             }
             if written.len() >= PACKS_AN_INDEX {
-                write_index(&*self.archive, &std::mem::take(&mut written)).await?;
+                write_index(&*self.archive, &self.config, &std::mem::take(&mut written)).await?;
             }
         }
         while let Some(done) = writing.join_next().await {
             written.push(done??);
         }
-        if written.is_empty() { Ok(()) } else { write_index(&*self.archive, &written).await }
+        if written.is_empty() { Ok(()) } else { write_index(&*self.archive, &self.config, &written).await }
     }
 }
 
 /// A pack that lies in the archive: its name, its size, and what it holds.
-type Written = (PackId, u64, Directory);
+pub(crate) type Written = (PackId, u64, Directory);
 
 async fn write_pack(archive: Arc<dyn ArchiveSink>, pack: Pack, packs: &Mutex<Packs>) -> Result<Written> {
     let (id, pack) = tokio::task::spawn_blocking(move || (pack.id(), pack)).await?;
@@ -276,8 +286,8 @@ async fn write_pack(archive: Arc<dyn ArchiveSink>, pack: Pack, packs: &Mutex<Pac
     Ok((id, size, pack.directory))
 }
 
-async fn write_index(archive: &dyn ArchiveSink, packs: &[Written]) -> Result<()> {
-    let object = envelope::seal(Magic::INDEX, &index::encode(packs));
+pub(crate) async fn write_index(archive: &dyn ArchiveSink, config: &Config, packs: &[Written]) -> Result<()> {
+    let object = envelope::seal(Magic::INDEX, None, config.cipher.as_ref(), &index::encode(packs)?)?;
     let name = ObjectName::new(format!("{}{}", index::PREFIX, hex::encode(Sha256::digest(&object))))?;
     put_by_content(archive, &name, object).await
 }

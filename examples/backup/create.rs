@@ -1,0 +1,95 @@
+//! `backup create`: make a snapshot.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use mongo_backup::{Backup, BackupReport};
+use mongo_core::Result;
+use mongo_examples::{Access, cancel_on_interrupt, human_bytes, print_json, terminal_progress};
+use serde::Serialize;
+
+use crate::place::{Place, deployment};
+
+#[derive(Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    place: Place,
+    /// Take the namespaces that match, as shop.* or shop.orders; may be given several times
+    #[arg(long = "ns", value_name = "PATTERN")]
+    namespaces: Vec<String>,
+    /// Leave out the namespaces that match
+    #[arg(long = "exclude-ns", value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// Read everything, whatever is known from earlier snapshots (today every backup does)
+    #[arg(long)]
+    full_scan: bool,
+    /// zstd's compression level, -7 to 22
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    level: i32,
+    /// Show what would be backed up and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Create {
+    pub(crate) async fn run(&self, uri: Option<&str>, json: bool) -> Result<ExitCode> {
+        let deployment = deployment(uri).await?;
+        let repository = self.place.open(Access::MayCreate).await?;
+        let mut builder = Backup::builder(&deployment, &repository)
+            .compression_level(self.level)
+            .progress(terminal_progress())
+            .cancellation(cancel_on_interrupt());
+        for pattern in &self.namespaces {
+            builder = builder.namespaces(pattern);
+        }
+        for pattern in &self.exclude {
+            builder = builder.exclude(pattern);
+        }
+        let backup = builder.build()?;
+        let plan = backup.plan().await?;
+        if self.dry_run {
+            let planned: Vec<PlannedBackup> = plan
+                .namespaces()
+                .map(|(namespace, documents, bytes)| PlannedBackup { namespace: namespace.to_string(), documents, bytes })
+                .collect();
+            if json {
+                print_json(&planned)?;
+            } else {
+                for planned in planned {
+                    println!("{:>12} {:>12}  {}", planned.documents, human_bytes(planned.bytes), planned.namespace);
+                }
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let report = plan.execute().await?;
+        if json {
+            print_json(&report)?
+        } else {
+            print_backup(&report)
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Serialize)]
+struct PlannedBackup {
+    namespace: String,
+    documents: u64,
+    bytes: u64,
+}
+
+pub(crate) fn print_backup(report: &BackupReport) {
+    println!("snapshot     {}", report.id);
+    println!("consistency  {}", report.consistency);
+    println!("documents    {} in {} namespaces, {}", report.documents, report.namespaces.len(), human_bytes(report.bytes));
+    println!(
+        "stored       {} in {} new segments; {} were there already",
+        human_bytes(report.stored_bytes),
+        report.new_segments,
+        report.reused_segments
+    );
+    println!("took         {:.1} s", report.seconds);
+    for left_out in &report.left_out {
+        println!("left out     {}: {}", left_out.namespace, left_out.reason);
+    }
+}

@@ -1,0 +1,69 @@
+//! A small backup tool: create, list, show, compare, verify and restore snapshots.
+//!
+//! With no arguments it shows itself off on a MongoDB of its own.
+
+mod create;
+mod diff;
+mod inspect;
+mod keys;
+mod place;
+mod restore;
+mod show_off;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mongo_examples::run;
+
+/// Snapshots of a MongoDB: complete, checked, stored once.
+#[derive(Parser)]
+#[command(
+    name = "backup",
+    after_help = "Without a command: makes, verifies and restores a snapshot of an embedded MongoDB.\nThe repository is --archive DIR, or mem: for one that ends with the program.\nAll commands take --json: the report as one JSON document on standard output."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Print the report as one JSON document on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    /// The deployment to back up or to restore into
+    #[arg(long, global = true, value_name = "URI")]
+    uri: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a snapshot
+    Create(create::Create),
+    /// List the snapshots
+    List(place::Place),
+    /// Show what a snapshot holds
+    Show(inspect::Chosen),
+    /// Read everything that snapshots need and check it
+    Verify(verify::Verification),
+    /// Tell what changed from one snapshot to another
+    Diff(diff::Comparison),
+    /// Bring a snapshot back
+    Restore(restore::Restoration),
+    /// List, add, remove and rotate the keys of an encrypted repository
+    Key(keys::Keys),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    run(async move {
+        let (uri, json) = (cli.uri.as_deref(), cli.json);
+        match cli.command {
+            None => show_off::show_off(uri, json).await,
+            Some(Command::Create(create)) => create.run(uri, json).await,
+            Some(Command::List(place)) => inspect::list(&place, json).await,
+            Some(Command::Show(chosen)) => inspect::show(&chosen, json).await,
+            Some(Command::Verify(verification)) => verify::verify(&verification, json).await,
+            Some(Command::Diff(comparison)) => comparison.run(json).await,
+            Some(Command::Restore(restoration)) => restoration.run(uri, json).await,
+            Some(Command::Key(keys)) => keys.run(json).await,
+        }
+    })
+}

@@ -1,0 +1,29 @@
+//! Where the repository lies, and what is backed up into it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mongo_backup::Repository;
+use mongo_core::{ConnectOptions, Deployment, Error, Result, connect};
+use mongo_examples::{Access, key, repository};
+
+#[derive(Args)]
+pub(crate) struct Place {
+    /// The repository: a folder
+    #[arg(long, value_name = "DIR")]
+    archive: String,
+    /// A file whose first line is the passphrase of an encrypted repository; a new repository made with one is encrypted
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+}
+
+impl Place {
+    pub(crate) async fn open(&self, access: Access) -> Result<Repository> {
+        repository(&self.archive, key(self.key_file.as_deref())?, access).await
+    }
+}
+
+pub(crate) async fn deployment(uri: Option<&str>) -> Result<Deployment> {
+    let uri = uri.ok_or_else(|| Error::invalid("no deployment is named: give one with --uri mongodb://…"))?;
+    connect(ConnectOptions::from_uri(uri)?.with_app_name("mongo-backup")).await
+}

@@ -1,0 +1,140 @@
+//! `backup restore`: bring a snapshot back.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use mongo_backup::{Restore, RestoreMode, SnapshotChoice};
+use mongo_core::{Error, Result};
+use mongo_examples::{Access, cancel_on_interrupt, human_bytes, print_json, terminal_progress};
+
+use crate::{inspect::Chosen, place::deployment};
+
+#[derive(Args)]
+pub(crate) struct Restoration {
+    #[command(flatten)]
+    chosen: Chosen,
+    /// Restore the namespaces that match, by their names in the snapshot
+    #[arg(long = "ns", value_name = "PATTERN")]
+    namespaces: Vec<String>,
+    /// Leave out the namespaces that match
+    #[arg(long = "exclude-ns", value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// Restore under another name, as shop.*=shop_copy.*
+    #[arg(long, value_name = "FROM=TO")]
+    rename: Vec<String>,
+    /// Merge into collections that exist: insert adds what is missing, upsert replaces too, replace overrules the validator
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Drop each target collection before it is made anew
+    #[arg(long)]
+    drop: bool,
+    /// Show what would be done and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    Insert,
+    Upsert,
+    Replace,
+}
+
+impl Restoration {
+    pub(crate) async fn run(&self, uri: Option<&str>, json: bool) -> Result<ExitCode> {
+        let snapshot: SnapshotChoice = self.chosen.snapshot.parse()?;
+        // The archive first: a wrong path is found without waiting for a server.
+        let repository = self.chosen.place.open(Access::Existing).await?;
+        let deployment = deployment(uri).await?;
+        let mut builder = Restore::builder(&repository, snapshot)
+            .into(&deployment)
+            .progress(terminal_progress())
+            .cancellation(cancel_on_interrupt());
+        for pattern in &self.namespaces {
+            builder = builder.namespaces(pattern);
+        }
+        for pattern in &self.exclude {
+            builder = builder.exclude(pattern);
+        }
+        for rename in &self.rename {
+            let (from, to) = rename
+                .split_once('=')
+                .ok_or_else(|| Error::invalid("a rename is written FROM=TO").with_context("got", rename))?;
+            builder = builder.rename(from, to);
+        }
+        if let Some(mode) = self.mode {
+            builder = builder.mode(match mode {
+                Mode::Insert => RestoreMode::Insert,
+                Mode::Upsert => RestoreMode::Upsert,
+                Mode::Replace => RestoreMode::Replace,
+            });
+        }
+        if self.drop {
+            builder = builder.drop_existing();
+        }
+        let restore = builder.build()?;
+        let plan = restore.plan().await?;
+        if self.dry_run {
+            let summary = plan.summary();
+            if json {
+                print_json(&summary)?;
+            } else {
+                println!("snapshot     {} ({})", summary.snapshot, summary.consistency);
+                for namespace in &summary.namespaces {
+                    println!(
+                        "{:>12} {:>12}  {} -> {} ({:?})",
+                        namespace.documents,
+                        human_bytes(namespace.bytes),
+                        namespace.from,
+                        namespace.to,
+                        namespace.action
+                    );
+                }
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let report = plan.execute().await?;
+        if json {
+            print_json(&report)?;
+        } else {
+            println!(
+                "restored     {} documents in {} namespaces, {}, and {} indexes in {:.1} s",
+                report.documents,
+                report.namespaces,
+                human_bytes(report.bytes),
+                report.indexes,
+                report.seconds
+            );
+            for refused in &report.refused_documents {
+                println!("refused      {} {}: {}", refused.namespace, refused.id, refused.reason);
+            }
+            for failure in &report.failures {
+                println!(
+                    "failed       {} {}: {}",
+                    failure.namespace,
+                    failure.index.as_deref().unwrap_or_default(),
+                    failure.reason
+                );
+            }
+        }
+        if report.is_complete() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let first = report
+            .refused_documents
+            .first()
+            .map(|refused| format!("{} {}: {}", refused.namespace, refused.id, refused.reason))
+            .or_else(|| {
+                report.failures.first().map(|failure| {
+                    format!("{} {}: {}", failure.namespace, failure.index.as_deref().unwrap_or_default(), failure.reason)
+                })
+            });
+        eprintln!(
+            "error: the target refused {} document(s) and {} definition(s), first {}: correct the target or choose another mode, and restore again",
+            report.refused,
+            report.failures.len(),
+            first.unwrap_or_default()
+        );
+        Ok(ExitCode::FAILURE)
+    }
+}
