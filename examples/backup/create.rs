@@ -26,6 +26,9 @@ pub(crate) struct Create {
     /// zstd's compression level, -7 to 22
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     level: i32,
+    /// Mark the snapshot, for prune --keep-tag; may be given several times
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
     /// Show what would be backed up and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -44,6 +47,9 @@ impl Create {
         }
         for pattern in &self.exclude {
             builder = builder.exclude(pattern);
+        }
+        for tag in &self.tags {
+            builder = builder.tag(tag);
         }
         let backup = builder.build()?;
         let plan = backup.plan().await?;

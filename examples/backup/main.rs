@@ -1,4 +1,4 @@
-//! A small backup tool: create, list, show, compare, verify and restore snapshots.
+//! A small backup tool: create, list, show, compare, verify, restore and prune snapshots.
 //!
 //! With no arguments it shows itself off on a MongoDB of its own.
 
@@ -7,6 +7,7 @@ mod diff;
 mod inspect;
 mod keys;
 mod place;
+mod prune;
 mod restore;
 mod show_off;
 mod verify;
@@ -47,6 +48,8 @@ enum Command {
     Diff(diff::Comparison),
     /// Bring a snapshot back
     Restore(restore::Restoration),
+    /// Remove snapshots that are not to be kept, and free their space
+    Prune(prune::Pruning),
     /// List, add, remove and rotate the keys of an encrypted repository
     Key(keys::Keys),
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
             Some(Command::Verify(verification)) => verify::verify(&verification, json).await,
             Some(Command::Diff(comparison)) => comparison.run(json).await,
             Some(Command::Restore(restoration)) => restoration.run(uri, json).await,
+            Some(Command::Prune(pruning)) => pruning.run(json).await,
             Some(Command::Key(keys)) => keys.run(json).await,
         }
     })

@@ -4,8 +4,10 @@ mod archive;
 mod backup;
 mod diff;
 pub mod metrics;
+mod prune;
 mod repository;
 mod restore;
+mod retention;
 mod verify;
 
 #[doc = include_str!("../docs/format.md")]
@@ -22,6 +24,7 @@ pub use archive::{ArchiveSink, LocalArchive, MemoryArchive, ObjectMeta, ObjectNa
 pub use archive::{FailingArchive, FailureMode, conformance};
 pub use backup::{Backup, BackupBuilder, BackupPlan, BackupReport, BackupSettings, ConsistencyDemand, NamespaceReport};
 pub use diff::{Diff, DiffReport, DocumentChange, DocumentDiff, NamespaceDiff, Presence};
+pub use prune::{Prune, PrunePlan, PruneReport, PruneSummary};
 pub use repository::{
     Repository, SnapshotChoice, SnapshotList,
     key::{Key, KeyId, KeyInfo, KeyKind},
@@ -31,4 +34,5 @@ pub use restore::{
     DefinitionFailure, DropExisting, PlannedNamespace, RefusedDocument, Restore, RestoreAction, RestoreBuilder, RestoreItem,
     RestoreMode, RestorePlan, RestoreReport, RestoreSettings, RestoreSummary,
 };
+pub use retention::{RetentionPolicy, Verdict};
 pub use verify::{Problem, Verify, VerifyReport};

@@ -25,6 +25,7 @@ mod encryption;
 mod faults;
 mod fidelity;
 mod kill;
+mod prune;
 mod restore_modes;
 mod support;
 mod transfer;

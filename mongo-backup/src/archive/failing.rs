@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -70,6 +71,10 @@ impl ArchiveSink for FailingArchive {
 
     fn list(&self, prefix: &str) -> BoxStream<'static, Result<ObjectMeta>> {
         self.inner.list(prefix)
+    }
+
+    fn listing_lag(&self) -> Duration {
+        self.inner.listing_lag()
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {

@@ -6,6 +6,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -174,6 +175,11 @@ impl ArchiveSink for LocalArchive {
                 Err(error) => stream::iter(vec![Err(error)]),
             })
             .boxed()
+    }
+
+    /// Zero. A network filesystem may cache listings: give the prune a [lag](crate::Prune::listing_lag) there.
+    fn listing_lag(&self) -> Duration {
+        Duration::ZERO
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {

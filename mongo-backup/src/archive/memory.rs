@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -66,6 +67,10 @@ impl ArchiveSink for MemoryArchive {
             .map(|(name, bytes)| Ok(ObjectMeta::new(name.clone(), bytes.len() as u64)))
             .collect();
         stream::iter(found).boxed()
+    }
+
+    fn listing_lag(&self) -> Duration {
+        Duration::ZERO
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {

@@ -8,7 +8,7 @@ mod local;
 mod memory;
 mod uncached;
 
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -51,6 +51,14 @@ pub trait ArchiveSink: fmt::Debug + Send + Sync + 'static {
 
     /// Deletes an object. One that does not exist is no error.
     async fn delete(&self, name: &ObjectName) -> Result<()>;
+
+    /// For how long a listing may still miss what was put, or show what was deleted.
+    ///
+    /// A [prune](crate::Prune) deletes nothing sooner than so long after it was condemned. A store that lists at once says zero; the default
+    /// is a careful hour.
+    fn listing_lag(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
 
     /// What is known of an object without reading it.
     async fn head(&self, name: &ObjectName) -> Result<ObjectMeta>;

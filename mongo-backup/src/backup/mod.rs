@@ -1,11 +1,15 @@
 //! Making a snapshot: plan, inspect, run, report.
 
 mod collect;
+mod session;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroUsize,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use mongo_core::{
@@ -22,10 +26,12 @@ use mongo_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::session::Session;
 use crate::{
     metrics,
     repository::{
         Repository,
+        condemned::TOOL,
         manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
         store::SegmentStore,
     },
@@ -50,6 +56,8 @@ pub struct BackupSettings {
     pub memory_bytes: u64,
     /// How long to go on asking when the server is away, for a failover or a restart. Default: five attempts within 60 s.
     pub retry: RetryPolicy,
+    /// What the snapshot is marked with. Default nothing.
+    pub tags: BTreeSet<String>,
     /// What to do when the server cannot give, or no longer keeps, one cluster time. Default: go on with best effort, and say so.
     pub demand: ConsistencyDemand,
 }
@@ -64,6 +72,7 @@ impl Default for BackupSettings {
             partition: PartitionSettings::default(),
             memory_bytes: 64 << 20,
             retry: RetryPolicy::default(),
+            tags: BTreeSet::new(),
             demand: ConsistencyDemand::default(),
         }
     }
@@ -112,6 +121,12 @@ impl BackupBuilder {
     /// Leaves out the namespaces that match `pattern`.
     pub fn exclude(mut self, pattern: &str) -> Self {
         self.selection = self.selection.and_then(|selection| selection.excluding(pattern));
+        self
+    }
+
+    /// Marks the snapshot, for [retention](crate::RetentionPolicy::keep_tags); may be called several times.
+    pub fn tag(mut self, tag: impl Into<String>) -> Self {
+        self.settings.tags.insert(tag.into());
         self
     }
 
@@ -362,9 +377,17 @@ impl BackupPlan<'_> {
     /// A dropped future makes no snapshot either, but its tasks may end a little later.
     #[tracing::instrument(skip_all, name = "backup")]
     pub async fn execute(self) -> Result<BackupReport> {
-        let Self { backup, catalog, estimates } = self;
         let started = DateTime::now();
-        backup.repository.make().await?;
+        self.backup.repository.make().await?;
+        let session = Session::begin(&self.backup.repository, started).await?;
+        let begun = Begun { started, id: session.snapshot().clone(), publishing: AtomicBool::new(false) };
+        let report = self.make_snapshot(&begun).await;
+        session.end(report.is_err() && begun.publishing.load(SeqCst)).await;
+        report
+    }
+
+    async fn make_snapshot(self, begun: &Begun) -> Result<BackupReport> {
+        let Self { backup, catalog, estimates } = self;
         backup.repository.reload_index().await?;
         let resume_point = match backup.deployment.topology() {
             Topology::Standalone => None,
@@ -372,7 +395,7 @@ impl BackupPlan<'_> {
         };
         if backup.deployment.can_read_snapshots() {
             let (catalog, at) = backup.choose_cluster_time(catalog).await?;
-            let attempt = backup.attempt(started, &catalog, &estimates, When::At(at)).await;
+            let attempt = backup.attempt(begun, &catalog, &estimates, When::At(at)).await;
             match attempt {
                 Err(error) if is_snapshot_lost(&error) && backup.settings.demand == ConsistencyDemand::WherePossible => {
                     let reason = "the server gave up the history of the cluster time before everything was read".to_owned();
@@ -382,7 +405,7 @@ impl BackupPlan<'_> {
                         .event(&mongo_core::progress::ProgressEvent::Note(format!("{reason}: reading anew with best effort")));
                     backup.repository.reload_index().await?;
                     let catalog = backup.read_catalog().await?;
-                    backup.attempt(started, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
+                    backup.attempt(begun, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
                 }
                 other => other,
             }
@@ -390,9 +413,17 @@ impl BackupPlan<'_> {
             let reason = no_snapshots(&backup.deployment);
             // Read again behind the resume point, so that a later replay knows every collection or sees it made.
             let catalog = backup.read_catalog().await?;
-            backup.attempt(started, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
+            backup.attempt(begun, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
         }
     }
+}
+
+/// When a backup began, and the id that its snapshot will have.
+struct Begun {
+    started: DateTime,
+    id: SnapshotId,
+    /// Whether the manifest is, or may be, on its way into the archive.
+    publishing: AtomicBool,
 }
 
 /// The time at which a backup reads.
@@ -430,7 +461,7 @@ impl Backup {
 
     async fn attempt(
         &self,
-        started: DateTime,
+        begun: &Begun,
         catalog: &Catalog,
         estimates: &BTreeMap<Namespace, (u64, u64)>,
         when: When,
@@ -495,8 +526,8 @@ impl Backup {
         };
         let sum = |number: fn(&SnapshotNamespace) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
         let manifest = SnapshotManifest {
-            id: SnapshotId::generate(started)?,
-            started,
+            id: begun.id.clone(),
+            started: begun.started,
             finished: DateTime::now(),
             server_version: self.deployment.server_version().to_string(),
             topology: self.deployment.topology().clone(),
@@ -510,9 +541,11 @@ impl Backup {
             new_segments: totals.new_segments,
             reused_segments: totals.reused_segments,
             stored_bytes: totals.stored_bytes,
-            tool: concat!("mongo-backup ", env!("CARGO_PKG_VERSION")).to_owned(),
+            tool: TOOL.to_owned(),
+            tags: self.settings.tags.clone(),
             catalog: collected.catalog,
         };
+        begun.publishing.store(true, SeqCst);
         self.repository.publish(&manifest).await?;
         // The snapshot exists: what goes wrong from here on is the next operation's business.
         if let Err(error) = self.repository.reload_index().await {

@@ -157,12 +157,9 @@ impl Side {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::{BTreeMap, BTreeSet},
-        sync::Arc,
-    };
+    use std::collections::BTreeSet;
 
-    use mongo_core::bson::{RawDocument, rawdoc};
+    use mongo_core::bson::RawDocument;
     use proptest::prelude::*;
 
     use super::*;
@@ -171,53 +168,17 @@ mod tests {
         archive::MemoryArchive,
         repository::{
             documents_of,
-            segment::Segmenter,
-            store::{BlockWriter, SegmentStore},
-            tree::TreeBuilder,
+            testing::{self, Documents},
         },
     };
 
-    /// Few documents to a segment: mostly anchors cut.
-    const BITS: u8 = 2;
-
-    type Documents = BTreeMap<i32, i32>;
     /// `_id`s and values.
     type Pairs = BTreeSet<(i32, i32)>;
 
     async fn store(repository: &Repository, documents: &Documents) -> TreeRoot {
-        let (store, uploader) = SegmentStore::new(repository, 1).unwrap();
-        let store = Arc::new(store);
-        let config = repository.config();
-        let mut segmenter = Segmenter::new(&config.keys, config.sizes, BITS);
-        let mut blocks = BlockWriter::new(Arc::clone(&store));
-        let mut entries = Vec::new();
-        for (id, value) in documents {
-            let document = rawdoc! { "_id": *id, "value": *value };
-            let hash = segmenter.hasher().hash(&document);
-            segmenter.push(document.as_bytes(), hash, &mut |segment| entry(&mut entries, &mut blocks, segment)).unwrap();
-        }
-        segmenter.finish(&mut |segment| entry(&mut entries, &mut blocks, segment)).unwrap();
-        let mut tree = TreeBuilder::new(BITS);
-        for entry in entries {
-            tree.push(entry, &mut |node| blocks.put(Content::Node, &node)).unwrap();
-        }
-        let root = tree.finish(&mut |node| blocks.put(Content::Node, &node)).unwrap();
-        blocks.flush().unwrap();
-        drop(blocks);
-        let (stored, uploaded) = tokio::join!(Arc::into_inner(store).unwrap().finish(), uploader.run());
-        stored.unwrap();
-        uploaded.unwrap();
+        let root = testing::store(repository, documents).await.unwrap();
         repository.reload_index().await.unwrap();
         root
-    }
-
-    fn entry(
-        entries: &mut Vec<TreeEntry>,
-        blocks: &mut BlockWriter,
-        segment: crate::repository::segment::Segment<'_>,
-    ) -> Result<()> {
-        entries.push(TreeEntry::of(blocks.put(Content::Documents, segment.plain)?, segment));
-        Ok(())
     }
 
     #[tokio::test]

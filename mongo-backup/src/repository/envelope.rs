@@ -16,6 +16,15 @@ impl Magic {
     pub(crate) const INDEX: Self = Self(*b"MBIX");
     pub(crate) const KEY: Self = Self(*b"MBKY");
     pub(crate) const SNAPSHOT: Self = Self(*b"MBSN");
+    /// What backups and prunes leave for each other.
+    pub(crate) const MARK: Self = Self(*b"MBMK");
+    /// What lies where a snapshot would be whose backup was taken for dead.
+    pub(crate) const TOMBSTONE: Self = Self(*b"MBTS");
+
+    /// Whether an object says that it is this.
+    pub(crate) fn is_of(self, object: &[u8]) -> bool {
+        object.starts_with(&self.0)
+    }
 
     /// What a sealed payload is bound to: what it is, and under which name. The name of an index object is a hash of what is sealed.
     fn purpose(self, name: Option<&ObjectName>) -> Vec<u8> {

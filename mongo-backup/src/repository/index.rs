@@ -10,7 +10,10 @@
 //! ```
 //! The object's name is the SHA-256 of its bytes, and because of the random ones never comes again. Every backup adds at least one; a reader takes all of them together.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Range,
+};
 
 use mongo_core::{Error, Result};
 
@@ -40,16 +43,27 @@ impl Location {
 }
 
 /// All that a repository's index objects say.
+///
+/// A segment can lie in several packs: two backups stored it at the same time, or it was moved out of a pack that will go.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    packs: Vec<(PackId, u64)>,
+    packs: Vec<IndexedPack>,
     positions: HashMap<PackId, u32>,
     /// Each with the position of its pack.
     blocks: Vec<(u32, Block)>,
-    /// Sorted by id; blocks are positions in `blocks`.
+    /// Sorted by id, and of equal ids those first that lie in packs that stay; blocks are positions in `blocks`.
     rows: Vec<Placed>,
     /// Packs that index objects name but that are missing or have another size.
     unusable: BTreeSet<PackId>,
+}
+
+/// A pack of the index.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IndexedPack {
+    pub(crate) id: PackId,
+    pub(crate) size: u64,
+    /// A prune will delete it: nothing that is written from now on may rely on it.
+    pub(crate) condemned: bool,
 }
 
 /// What one index object says. Packs of blocks and blocks of segments are positions in its own tables.
@@ -61,8 +75,12 @@ pub(crate) struct IndexPayload {
 }
 
 impl Index {
-    /// Joins index payloads; `usable` says which packs are really there.
-    pub(crate) fn join(payloads: &[IndexPayload], usable: impl Fn(PackId, u64) -> bool) -> Self {
+    /// Joins index payloads; `usable` says which packs are really there, `condemned` which will be deleted.
+    pub(crate) fn join<'a>(
+        payloads: impl IntoIterator<Item = &'a IndexPayload>,
+        usable: impl Fn(PackId, u64) -> bool,
+        condemned: impl Fn(PackId) -> bool,
+    ) -> Self {
         let mut index = Self::default();
         for payload in payloads {
             let packs: Vec<Option<u32>> = payload
@@ -70,7 +88,7 @@ impl Index {
                 .iter()
                 .map(|(id, size)| {
                     if usable(*id, *size) {
-                        return Some(index.pack_position(*id, *size));
+                        return Some(index.pack_position(IndexedPack { id: *id, size: *size, condemned: condemned(*id) }));
                     }
                     index.unusable.insert(*id);
                     None
@@ -90,16 +108,58 @@ impl Index {
                 Some(Placed { block, ..*row })
             }));
         }
-        index.rows.sort_unstable_by_key(|row| row.id);
-        index.rows.dedup_by_key(|row| row.id);
+        let mut rows = std::mem::take(&mut index.rows);
+        let order = |row: &Placed| index.pack_of(row).map(|pack| (pack.condemned, pack.id));
+        rows.sort_unstable_by(|a, b| a.id.cmp(&b.id).then_with(|| order(a).cmp(&order(b))));
+        // Two index objects may name the same pack.
+        rows.dedup_by(|a, b| a.id == b.id && order(a) == order(b));
+        rows.shrink_to_fit();
+        index.rows = rows;
         index
     }
 
+    fn pack_of(&self, row: &Placed) -> Option<&IndexedPack> {
+        let (pack, _) = self.blocks.get(row.block as usize)?;
+        self.packs.get(*pack as usize)
+    }
+
+    /// Where a segment lies, in a pack that stays if there is one.
     pub(crate) fn get(&self, id: SegmentId) -> Option<Location> {
-        let row = self.rows.get(self.rows.binary_search_by_key(&id, |row| row.id).ok()?)?;
+        self.rows_of(id).next().and_then(|row| self.location(row))
+    }
+
+    /// Whether a segment lies in a pack that stays.
+    pub(crate) fn holds_for_good(&self, id: SegmentId) -> bool {
+        self.rows
+            .get(self.rows_of(id))
+            .and_then(|rows| rows.first())
+            .and_then(|row| self.pack_of(row))
+            .is_some_and(|pack| !pack.condemned)
+    }
+
+    /// Whether a segment lies in a pack that stays and is none of these.
+    pub(crate) fn holds_outside(&self, id: SegmentId, packs: &HashSet<PackId>) -> bool {
+        let rows = self.rows.get(self.rows_of(id)).unwrap_or_default();
+        rows.iter().filter_map(|row| self.pack_of(row)).any(|pack| !pack.condemned && !packs.contains(&pack.id))
+    }
+
+    /// The positions of a segment's rows; empty if it is not known.
+    pub(crate) fn rows_of(&self, id: SegmentId) -> Range<usize> {
+        let start = self.rows.partition_point(|row| row.id < id);
+        let count = self.rows.get(start..).unwrap_or_default().iter().take_while(|row| row.id == id).count();
+        start..start + count
+    }
+
+    /// What stands in a row.
+    pub(crate) fn location(&self, row: usize) -> Option<Location> {
+        let row = self.rows.get(row)?;
         let (pack, block) = *self.blocks.get(row.block as usize)?;
-        let (pack, _) = *self.packs.get(pack as usize)?;
-        Some(Location { id, pack, block, offset: row.offset, length: row.length })
+        let pack = self.packs.get(pack as usize)?.id;
+        Some(Location { id: row.id, pack, block, offset: row.offset, length: row.length })
+    }
+
+    pub(crate) fn packs(&self) -> &[IndexedPack] {
+        &self.packs
     }
 
     pub(crate) fn unusable(&self) -> &BTreeSet<PackId> {
@@ -110,13 +170,38 @@ impl Index {
         self.rows.len()
     }
 
-    fn pack_position(&mut self, id: PackId, size: u64) -> u32 {
+    fn pack_position(&mut self, pack: IndexedPack) -> u32 {
         let next = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
         let packs = &mut self.packs;
-        *self.positions.entry(id).or_insert_with(|| {
-            packs.push((id, size));
+        *self.positions.entry(pack.id).or_insert_with(|| {
+            packs.push(pack);
             next
         })
+    }
+}
+
+impl IndexPayload {
+    /// What it says of each of its packs, as [`encode`] takes it.
+    pub(crate) fn directories(&self) -> Vec<(PackId, u64, Directory)> {
+        let mut directories: Vec<(PackId, u64, Directory)> =
+            self.packs.iter().map(|(id, size)| (*id, *size, Directory::default())).collect();
+        // Where each block went: its pack, and its place in the pack's directory.
+        let mut places = Vec::with_capacity(self.blocks.len());
+        for (pack, block) in &self.blocks {
+            let place = directories.get_mut(*pack as usize).map(|(_, _, directory)| {
+                directory.blocks.push(*block);
+                (*pack as usize, u32::try_from(directory.blocks.len() - 1).unwrap_or(u32::MAX))
+            });
+            places.push(place);
+        }
+        for row in &self.rows {
+            if let Some((pack, block)) = places.get(row.block as usize).copied().flatten()
+                && let Some((_, _, directory)) = directories.get_mut(pack)
+            {
+                directory.segments.push(Placed { block, ..*row });
+            }
+        }
+        directories
     }
 }
 
@@ -239,7 +324,7 @@ mod tests {
         let (a, b) = (PackId([1; 32]), PackId([2; 32]));
         let first = decode(&encode(&[(a, 100, directory(8, &[9, 3])), (b, 50, directory(30, &[5]))]).unwrap()).unwrap();
         let second = decode(&encode(&[(b, 50, directory(30, &[5, 7]))]).unwrap()).unwrap();
-        let index = Index::join(&[first, second], |_, _| true);
+        let index = Index::join([&first, &second], |_, _| true, |_| false);
         assert_eq!(index.len(), 4);
         let found =
             |id: u8| index.get(SegmentId([id; 32])).map(|found| (found.pack, found.block.offset, found.offset, found.length));
@@ -252,8 +337,37 @@ mod tests {
     fn segments_of_a_missing_pack_are_not_known() {
         let (a, b) = (PackId([1; 32]), PackId([2; 32]));
         let payload = decode(&encode(&[(a, 100, directory(8, &[1])), (b, 50, directory(8, &[2]))]).unwrap()).unwrap();
-        let index = Index::join(&[payload], |id, size| id == a && size == 100);
+        let index = Index::join([&payload], |id, size| id == a && size == 100, |_| false);
         assert!(index.get(SegmentId([1; 32])).is_some() && index.get(SegmentId([2; 32])).is_none());
+    }
+
+    #[test]
+    fn an_index_object_can_be_taken_apart_and_written_anew() {
+        let packs = [
+            (PackId([1; 32]), 100, directory(8, &[9, 3])),
+            (PackId([2; 32]), 50, directory(30, &[5])),
+            (PackId([4; 32]), 1, Directory::default()),
+        ];
+        let payload = decode(&encode(&packs).unwrap()).unwrap();
+        let again = decode(&encode(&payload.directories()[..2]).unwrap()).unwrap();
+        let index = Index::join([&again], |_, _| true, |_| false);
+        let whole = Index::join([&payload], |_, _| true, |_| false);
+        for id in [3, 5, 9] {
+            assert_eq!(index.get(SegmentId([id; 32])), whole.get(SegmentId([id; 32])));
+        }
+        assert_eq!(index.len(), 3);
+    }
+
+    #[test]
+    fn a_pack_that_stays_is_preferred_to_one_that_will_go() {
+        let (a, b) = (PackId([1; 32]), PackId([2; 32]));
+        let payload = decode(&encode(&[(a, 100, directory(8, &[1, 2])), (b, 50, directory(8, &[2]))]).unwrap()).unwrap();
+        let index = Index::join([&payload], |_, _| true, |id| id == a);
+        let segment = |id: u8| SegmentId([id; 32]);
+        assert_eq!(index.get(segment(2)).unwrap().pack, b);
+        assert_eq!(index.rows_of(segment(2)).len(), 2);
+        assert!(index.holds_for_good(segment(2)) && !index.holds_for_good(segment(1)) && !index.holds_for_good(segment(3)));
+        assert_eq!(index.get(segment(1)).unwrap().pack, a);
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! What a snapshot is: its manifest, and the record of each namespace in its catalog.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+    time::Duration,
+};
 
 use mongo_core::{
     Error, Namespace, NamespaceSelection, Result, Topology,
@@ -154,6 +159,9 @@ pub struct SnapshotManifest {
     pub stored_bytes: u64,
     /// Which program wrote it, with its version.
     pub tool: String,
+    /// What it was marked with: see [`RetentionPolicy::keep_tags`](crate::RetentionPolicy::keep_tags).
+    #[serde(default)]
+    pub tags: BTreeSet<String>,
     pub(crate) catalog: TreeRoot,
 }
 

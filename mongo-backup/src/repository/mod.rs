@@ -3,10 +3,11 @@
 pub(crate) mod block;
 mod cipher;
 pub(crate) mod compare;
+pub(crate) mod condemned;
 pub(crate) mod config;
-mod envelope;
+pub(crate) mod envelope;
 pub(crate) mod index;
-mod indexes;
+pub(crate) mod indexes;
 pub(crate) mod key;
 pub(crate) mod manifest;
 mod opening;
@@ -14,6 +15,8 @@ pub(crate) mod pack;
 pub(crate) mod reader;
 pub(crate) mod segment;
 pub(crate) mod store;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod tree;
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -81,9 +84,9 @@ impl Repository {
     /// The archive's own. A damaged manifest is no error but is listed as such.
     pub async fn snapshots(&self) -> Result<SnapshotList> {
         let objects: Vec<ObjectMeta> = self.archive().list(SNAPSHOTS).try_collect().await?;
-        let mut read: Vec<(ObjectName, Result<SnapshotManifest>)> = stream::iter(objects)
+        let mut read: Vec<(ObjectName, Result<Option<SnapshotManifest>>)> = stream::iter(objects)
             .map(|object| async move {
-                let manifest = self.read_manifest(&object.name).await;
+                let manifest = self.find_manifest(&object.name).await;
                 (object.name, manifest)
             })
             .buffer_unordered(READS_AT_ONCE)
@@ -93,7 +96,9 @@ impl Repository {
         let mut list = SnapshotList::default();
         for (name, manifest) in read {
             match manifest {
-                Ok(manifest) => list.snapshots.push(manifest),
+                Ok(Some(manifest)) => list.snapshots.push(manifest),
+                // Revoked, or removed since it was listed.
+                Ok(None) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::CorruptData | ErrorKind::Unsupported) => {
                     list.damaged.push((name.to_string(), error))
                 }
@@ -109,16 +114,10 @@ impl Repository {
     /// `NotFound` when there is none, `CorruptData` when the manifest is damaged.
     pub async fn snapshot(&self, which: &SnapshotChoice) -> Result<SnapshotManifest> {
         match which {
-            SnapshotChoice::Id(id) => {
-                let name = ObjectName::new(format!("{SNAPSHOTS}{id}"))?;
-                self.read_manifest(&name).await.map_err(|error| match error.kind() {
-                    ErrorKind::NotFound => {
-                        Error::new(ErrorKind::NotFound, "there is no such snapshot: list the snapshots to see which there are")
-                            .with_context("snapshot", id)
-                    }
-                    _ => error,
-                })
-            }
+            SnapshotChoice::Id(id) => self.find_snapshot(id).await?.ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, "there is no such snapshot: list the snapshots to see which there are")
+                    .with_context("snapshot", id)
+            }),
             SnapshotChoice::Latest => {
                 let mut list = self.snapshots().await?;
                 // A damaged newest snapshot is not passed over in silence: whoever asks for the latest means that one.
@@ -151,8 +150,20 @@ impl Repository {
         Ok(records)
     }
 
-    async fn read_manifest(&self, name: &ObjectName) -> Result<SnapshotManifest> {
-        let object = self.archive().get(name, None).await?;
+    /// A snapshot's manifest, if there is such a snapshot.
+    pub(crate) async fn find_snapshot(&self, id: &SnapshotId) -> Result<Option<SnapshotManifest>> {
+        self.find_manifest(&snapshot_name(id)?).await
+    }
+
+    async fn find_manifest(&self, name: &ObjectName) -> Result<Option<SnapshotManifest>> {
+        let object = match self.archive().get(name, None).await {
+            Ok(object) => object,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if Magic::TOMBSTONE.is_of(&object) {
+            return envelope::open(Magic::TOMBSTONE, name, self.config().cipher.as_ref(), &object).map(|_| None);
+        }
         let payload = envelope::open(Magic::SNAPSHOT, name, self.config().cipher.as_ref(), &object)?;
         let manifest: SnapshotManifest = bson::deserialize_from_slice(&payload).map_err(|error| {
             Error::corrupt("a snapshot's manifest is malformed").with_context("object", name).with_source(error)
@@ -160,41 +171,44 @@ impl Repository {
         if name.as_str().strip_prefix(SNAPSHOTS) != Some(manifest.id.as_str()) {
             return Err(Error::corrupt("a snapshot's manifest lies under another snapshot's name").with_context("object", name));
         }
-        Ok(manifest)
+        Ok(Some(manifest))
+    }
+
+    /// Removes a snapshot. What only it needed stays until a prune finds it unused.
+    pub(crate) async fn forget(&self, id: &SnapshotId) -> Result<()> {
+        // While its backup has not ended, a repeated request could publish it once more: nothing may be free under its name.
+        if self.beat(id).await?.is_some() { self.bury(id).await } else { self.archive().delete(&snapshot_name(id)?).await }
     }
 
     /// Writes the manifest: from here on the snapshot exists.
     pub(crate) async fn publish(&self, manifest: &SnapshotManifest) -> Result<()> {
-        let name = ObjectName::new(format!("{SNAPSHOTS}{}", manifest.id))?;
+        let name = snapshot_name(&manifest.id)?;
         let payload = bson::serialize_to_vec(manifest)?;
         let object = envelope::seal(Magic::SNAPSHOT, Some(&name), self.config().cipher.as_ref(), &payload)?;
         match self.archive().put(&name, object, PutMode::CreateOnly).await {
             Ok(PutOutcome::Stored) => Ok(()),
-            // A failure whose outcome is unknown: what can be read back was written.
-            Err(error) => self.read_manifest(&name).await.map(drop).map_err(|_| error),
-            Ok(PutOutcome::AlreadyExists) => {
-                Err(Error::new(ErrorKind::Conflict, "a snapshot of this id exists").with_context("snapshot", &manifest.id))
-            }
+            // A failure whose outcome is unknown, or a second attempt within the archive: what can be read back was written.
+            outcome => match (self.find_manifest(&name).await, outcome) {
+                (Ok(Some(there)), _) if there.catalog == manifest.catalog => Ok(()),
+                (_, Err(error)) => Err(error),
+                (found, Ok(_)) => Err(found.err().unwrap_or_else(|| {
+                    Error::new(
+                        ErrorKind::Conflict,
+                        "the backup stood still for so long that a prune took it for dead: run it again, what it stored is used as far as it is still there",
+                    )
+                    .with_context("snapshot", &manifest.id)
+                })),
+            },
         }
-    }
-
-    /// Index objects that cannot be read, and what is wrong with them.
-    pub(crate) fn damaged_indexes(&self) -> Vec<(String, String)> {
-        self.0.damaged.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn index(&self) -> Arc<Index> {
-        Arc::clone(&self.0.index.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The objects of packs that the index names but that are missing or have another size.
-    pub(crate) fn unusable_packs(&self) -> Vec<String> {
-        self.index().unusable().iter().filter_map(|id| id.object().ok()).map(|name| name.to_string()).collect()
     }
 
     pub(crate) fn config(&self) -> Arc<Config> {
         Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+pub(crate) fn snapshot_name(id: &SnapshotId) -> Result<ObjectName> {
+    ObjectName::new(format!("{SNAPSHOTS}{id}"))
 }
 
 /// Which snapshot is meant.
@@ -271,7 +285,7 @@ pub mod fuzzing {
 
     pub fn index(bytes: &[u8]) {
         if let Ok(payload) = index::decode(bytes) {
-            let _ = Index::join(&[payload], |_, _| true).len();
+            let _ = Index::join([&payload], |_, _| true, |_| false).len();
         }
     }
 
@@ -299,6 +313,10 @@ pub mod fuzzing {
         {
             let _ = decompressor.decompress(stored, u32::from_le_bytes(*plain) % (4 << 20));
         }
+    }
+
+    pub fn mark(bytes: &[u8]) {
+        condemned::parse_any(bytes);
     }
 
     pub fn key(bytes: &[u8]) {

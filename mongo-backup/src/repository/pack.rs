@@ -178,11 +178,29 @@ fn directory_purpose(header: &[u8]) -> Vec<u8> {
     [b"directory", header].concat()
 }
 
-/// Reads a pack's directory.
+/// Reads the directory of a whole pack.
 pub(crate) fn directory(bytes: &[u8], cipher: Option<&Cipher>) -> Result<Directory> {
-    let damaged = || Error::corrupt("the pack has no valid directory");
-    let (header, _) = bytes.split_at_checked(HEADER).ok_or_else(damaged)?;
-    if &header[..4] != MAGIC {
+    let (header, _) = bytes.split_at_checked(HEADER).ok_or_else(no_directory)?;
+    let trailer = bytes.len().checked_sub(TRAILER).and_then(|start| bytes.get(start..)).ok_or_else(no_directory)?;
+    let length = usize::try_from(tail_length(trailer, cipher)?).map_err(|_| no_directory())?;
+    let tail = bytes.len().checked_sub(length).and_then(|start| bytes.get(start..)).ok_or_else(no_directory)?;
+    directory_from(header, tail, bytes.len() as u64, cipher)
+}
+
+/// How long directory and trailer are together, from the trailer.
+pub(crate) fn tail_length(trailer: &[u8], cipher: Option<&Cipher>) -> Result<u64> {
+    if trailer.len() != TRAILER || trailer[8..] != *END {
+        return Err(no_directory());
+    }
+    let rows = |at: usize, row: usize| u64::from(read_u32(&trailer[at..])) * row as u64;
+    let overhead = cipher.map_or(0, |_| cipher::OVERHEAD as u64);
+    Ok(rows(0, BLOCK_ROW) + rows(4, SEGMENT_ROW) + overhead + TRAILER as u64)
+}
+
+/// Reads a directory from a pack's first bytes and its last, which are as many as [`tail_length`] says.
+pub(crate) fn directory_from(header: &[u8], tail: &[u8], size: u64, cipher: Option<&Cipher>) -> Result<Directory> {
+    let damaged = no_directory;
+    if header.len() != HEADER || header[..4] != *MAGIC {
         return Err(damaged());
     }
     let number = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
@@ -190,26 +208,23 @@ pub(crate) fn directory(bytes: &[u8], cipher: Option<&Cipher>) -> Result<Directo
     if number(6) != envelope::flags(cipher) {
         return Err(Error::corrupt("the pack is not encrypted as the repository is: somebody else has written it"));
     }
-    let (body, trailer) = bytes.split_at_checked(bytes.len().checked_sub(TRAILER).ok_or_else(damaged)?).ok_or_else(damaged)?;
-    if trailer[8..] != *END {
+    let (stored, trailer) = tail.split_at_checked(tail.len().checked_sub(TRAILER).ok_or_else(damaged)?).ok_or_else(damaged)?;
+    if tail_length(trailer, cipher)? != tail.len() as u64 {
         return Err(damaged());
     }
-    let rows = |at: usize, row: usize| (read_u32(&trailer[at..]) as usize).checked_mul(row).ok_or_else(damaged);
-    let (blocks, segments) = (rows(0, BLOCK_ROW)?, rows(4, SEGMENT_ROW)?);
-    let overhead = cipher.map_or(0, |_| cipher::OVERHEAD);
-    let size = blocks.checked_add(segments).and_then(|size| size.checked_add(overhead)).ok_or_else(damaged)?;
-    let start = body.len().checked_sub(size).ok_or_else(damaged)?;
+    let start = size.checked_sub(tail.len() as u64).ok_or_else(damaged)?;
     let rows = match cipher {
-        Some(cipher) => Cow::Owned(cipher.open(&directory_purpose(header), &body[start..]).ok_or_else(damaged)?),
-        None => Cow::Borrowed(&body[start..]),
+        Some(cipher) => Cow::Owned(cipher.open(&directory_purpose(header), stored).ok_or_else(damaged)?),
+        None => Cow::Borrowed(stored),
     };
-    let (blocks, segments) = rows.split_at_checked(blocks).ok_or_else(damaged)?;
+    let (blocks, segments) = rows.split_at_checked(read_u32(trailer) as usize * BLOCK_ROW).ok_or_else(damaged)?;
     let mut segments = segments.chunks_exact(SEGMENT_ROW);
     let mut directory = Directory::default();
-    let mut offset = HEADER;
+    let mut offset = HEADER as u64;
     for (position, row) in blocks.chunks_exact(BLOCK_ROW).enumerate() {
         let (stored, plain) = (read_u32(&row[1..]), read_u32(&row[5..]));
-        let block = Block { encoding: Encoding::from_byte(row[0])?, offset: count(offset), stored, plain };
+        let place = u32::try_from(offset).map_err(|_| damaged())?;
+        let block = Block { encoding: Encoding::from_byte(row[0])?, offset: place, stored, plain };
         let mut filled = 0_u32;
         for _ in 0..read_u32(&row[9..]) {
             let row = segments.next().ok_or_else(damaged)?;
@@ -223,9 +238,13 @@ pub(crate) fn directory(bytes: &[u8], cipher: Option<&Cipher>) -> Result<Directo
             return Err(damaged());
         }
         directory.blocks.push(block);
-        offset = offset.checked_add(stored as usize).filter(|end| *end <= start).ok_or_else(damaged)?;
+        offset = offset.checked_add(u64::from(stored)).filter(|end| *end <= start).ok_or_else(damaged)?;
     }
     if offset != start || segments.next().is_some() { Err(damaged()) } else { Ok(directory) }
+}
+
+pub(crate) fn no_directory() -> Error {
+    Error::corrupt("the pack has no valid directory")
 }
 
 /// A number from the first four bytes; zero if there are fewer.
@@ -240,8 +259,8 @@ const USUAL: usize = 17 << 20;
 const MAGIC: &[u8; 4] = b"MBPK";
 const END: &[u8; 4] = b"MBPE";
 const SALT: usize = 16;
-const HEADER: usize = 8 + SALT;
-const TRAILER: usize = 12;
+pub(crate) const HEADER: usize = 8 + SALT;
+pub(crate) const TRAILER: usize = 12;
 const BLOCK_ROW: usize = 13;
 const SEGMENT_ROW: usize = 36;
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mongo_core::{Error, Result};
+use mongo_core::{Error, ErrorKind, Result};
 
 use super::{
     Repository,
@@ -20,9 +20,24 @@ use super::{
 impl Repository {
     /// Reads some segments, in the order asked for. Neighbours in a pack are read in one go, and each block once.
     pub(crate) async fn read_segments(&self, content: Content, ids: &[SegmentId]) -> Result<Vec<Bytes>> {
+        match self.try_read_segments(content, ids).await? {
+            Ok(segments) => Ok(segments),
+            // A prune may have moved its segments into another pack since the index was read.
+            Err(missing) => {
+                self.reload_index().await?;
+                self.try_read_segments(content, ids).await?.map_err(|_| missing)
+            }
+        }
+    }
+
+    /// The inner error is that something is not where the index says, or not in the index.
+    async fn try_read_segments(&self, content: Content, ids: &[SegmentId]) -> Result<Result<Vec<Bytes>>> {
         let mut by_pack: BTreeMap<PackId, Vec<(usize, Location)>> = BTreeMap::new();
         for (position, id) in ids.iter().enumerate() {
-            let location = self.locate(*id)?;
+            let location = match self.locate(*id) {
+                Ok(location) => location,
+                Err(missing) => return Ok(Err(missing)),
+            };
             by_pack.entry(location.pack).or_default().push((position, location));
         }
         let mut plain = vec![Bytes::new(); ids.len()];
@@ -33,12 +48,14 @@ impl Repository {
                 // The end is that of whichever reaches furthest: a damaged index can let blocks overlap.
                 let start = u64::from(wanted[run.start].1.block.offset);
                 let end = wanted[run.clone()].iter().map(|(_, location)| location.block.end()).max().unwrap_or(0);
-                let stored = self.archive().get(&object, Some(start..end)).await.map_err(|error| match error.kind() {
-                    mongo_core::ErrorKind::NotFound => {
-                        Error::corrupt("a pack is missing from the archive").with_context("object", &object).with_source(error)
+                let stored = match self.archive().get(&object, Some(start..end)).await {
+                    Ok(stored) => stored,
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        let missing = Error::corrupt("a pack is missing from the archive").with_context("object", &object);
+                        return Ok(Err(missing.with_source(error)));
                     }
-                    _ => error,
-                })?;
+                    Err(error) => return Err(error),
+                };
                 let locations: Vec<(usize, Location)> = wanted[run].to_vec();
                 let this = self.clone();
                 // Decompressing and hashing are work for a blocking thread, not for the runtime's.
@@ -48,7 +65,7 @@ impl Repository {
                 }
             }
         }
-        Ok(plain)
+        Ok(Ok(plain))
     }
 
     /// The segments of a run of blocks, of which `stored` holds the bytes from `start` on.
@@ -116,15 +133,17 @@ impl Repository {
 
     /// Where a segment lies.
     pub(crate) fn locate(&self, id: SegmentId) -> Result<Location> {
-        self.index().get(id).ok_or_else(|| {
-            let error = Error::corrupt(
-                "a segment that the snapshot needs is not in the archive: an index or a pack was lost or truncated",
-            );
-            match self.unusable_packs().as_slice() {
-                [] => error.with_context("segment", format!("{id:?}")),
-                packs => error.with_context("missing or truncated", packs.join(" ")),
-            }
-        })
+        self.index().get(id).ok_or_else(|| self.lost(id))
+    }
+
+    /// What there is to say of a segment that is not in the index.
+    pub(crate) fn lost(&self, id: SegmentId) -> Error {
+        let error =
+            Error::corrupt("a segment that the snapshot needs is not in the archive: an index or a pack was lost or truncated");
+        match self.unusable_packs().as_slice() {
+            [] => error.with_context("segment", format!("{id:?}")),
+            packs => error.with_context("missing or truncated", packs.join(" ")),
+        }
     }
 
     /// A walk over the segments of a tree, in order.

@@ -83,6 +83,15 @@ pub(crate) struct Uploader {
 
 impl SegmentStore {
     pub(crate) fn new(repository: &Repository, level: i32) -> Result<(Self, Uploader)> {
+        Self::with_index(repository, level, repository.index())
+    }
+
+    /// One that stores every segment, also what the repository has already.
+    pub(crate) fn anew(repository: &Repository, level: i32) -> Result<(Self, Uploader)> {
+        Self::with_index(repository, level, Arc::default())
+    }
+
+    fn with_index(repository: &Repository, level: i32, index: Arc<Index>) -> Result<(Self, Uploader)> {
         // Not bounded by its length but by the room for packs.
         let (sender, receiver) = mpsc::unbounded_channel();
         let config = repository.config();
@@ -96,7 +105,7 @@ impl SegmentStore {
         };
         let store = Self {
             config,
-            index: repository.index(),
+            index,
             level,
             packs,
             claimed: Mutex::default(),
@@ -110,7 +119,7 @@ impl SegmentStore {
 
     /// Whether this segment is new, and from now on its caller's to store.
     fn claim(&self, id: SegmentId) -> bool {
-        let new = self.index.get(id).is_none() && lock(&self.claimed).insert(id);
+        let new = !self.index.holds_for_good(id) && lock(&self.claimed).insert(id);
         let counter = if new { &self.counters.new_segments } else { &self.counters.reused_segments };
         counter.fetch_add(1, Relaxed);
         new
@@ -286,10 +295,17 @@ async fn write_pack(archive: Arc<dyn ArchiveSink>, pack: Pack, packs: &Mutex<Pac
     Ok((id, size, pack.directory))
 }
 
-pub(crate) async fn write_index(archive: &dyn ArchiveSink, config: &Config, packs: &[Written]) -> Result<()> {
+async fn write_index(archive: &dyn ArchiveSink, config: &Config, packs: &[Written]) -> Result<()> {
     let object = envelope::seal(Magic::INDEX, None, config.cipher.as_ref(), &index::encode(packs)?)?;
     let name = ObjectName::new(format!("{}{}", index::PREFIX, hex::encode(Sha256::digest(&object))))?;
     put_by_content(archive, &name, object).await
+}
+
+impl Repository {
+    /// Writes an index object that names these packs.
+    pub(crate) async fn write_index(&self, packs: &[Written]) -> Result<()> {
+        write_index(&**self.archive(), &self.config(), packs).await
+    }
 }
 
 /// Puts an object whose name is a hash of its bytes. One that exists has the same bytes, unless it was damaged since.
