@@ -21,7 +21,7 @@ use mongo_examples::run;
 #[derive(Parser)]
 #[command(
     name = "backup",
-    after_help = "Without a command: makes, verifies and restores a snapshot of an embedded MongoDB.\nThe repository is --archive DIR, or mem: for one that ends with the program.\nAll commands take --json: the report as one JSON document on standard output."
+    after_help = "Without a command: makes, verifies and restores a snapshot of an embedded MongoDB.\nThe repository is --archive DIR, or s3://bucket/prefix (gs://, az://; AWS_ACCESS_KEY_ID and its siblings\nsay who you are), or mem: for one that ends with the program.\nAll commands take --json: the report as one JSON document on standard output."
 )]
 struct Cli {
     #[command(subcommand)]

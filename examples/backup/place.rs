@@ -9,8 +9,8 @@ use mongo_examples::{Access, key, repository};
 
 #[derive(Args)]
 pub(crate) struct Place {
-    /// The repository: a folder
-    #[arg(long, value_name = "DIR")]
+    /// The repository: a folder, or a bucket as s3://bucket/prefix, gs://… or az://… with credentials from the environment
+    #[arg(long, value_name = "DIR|URL")]
     archive: String,
     /// A file whose first line is the passphrase of an encrypted repository; a new repository made with one is encrypted
     #[arg(long, value_name = "FILE")]

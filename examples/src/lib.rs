@@ -4,7 +4,7 @@ mod progress;
 
 use std::{path::Path, process::ExitCode, sync::Arc};
 
-use mongo_backup::{Key, LocalArchive, MemoryArchive, Repository};
+use mongo_backup::{ArchiveSink, Key, LocalArchive, MemoryArchive, ObjectStoreArchive, Repository};
 use mongo_core::{CancellationToken, ConnectOptions, Deployment, Error, Result, connect, progress::ProgressSink};
 use mongo_testkit::TestDeployment;
 use serde::Serialize;
@@ -84,7 +84,8 @@ impl Host {
     }
 }
 
-/// The repository that `--archive` names: a folder, or `mem:` for one that ends with the program.
+/// The repository that `--archive` names: a folder, a bucket (`s3://`, `gs://`, `az://`, with credentials from the environment), or
+/// `mem:` for one that ends with the program.
 ///
 /// # Errors
 /// Those of [`Repository::open_or_init`] and [`Repository::open`].
@@ -92,13 +93,14 @@ pub async fn repository(archive: &str, key: Key, access: Access) -> Result<Repos
     if archive == "mem:" {
         return Repository::open_or_init(MemoryArchive::new(), key).await;
     }
-    if let Some((scheme, _)) = archive.split_once("://") {
-        return Err(Error::invalid(format!("archives at {scheme}:// are not built into this program: give a folder, or mem:")));
-    }
-    let local = LocalArchive::new(archive)?;
+    let archive: Arc<dyn ArchiveSink> = if archive.contains("://") {
+        Arc::new(ObjectStoreArchive::from_env(archive)?)
+    } else {
+        Arc::new(LocalArchive::new(archive)?)
+    };
     match access {
-        Access::Existing => Repository::open(local, key).await,
-        Access::MayCreate => Repository::open_or_init(local, key).await,
+        Access::Existing => Repository::open_shared(archive, key).await,
+        Access::MayCreate => Repository::open_or_init_shared(archive, key).await,
     }
 }
 

@@ -19,6 +19,8 @@ pub use repository::fuzzing;
 
 pub use mongo_core::{self, Error, ErrorKind, Result};
 
+#[cfg(feature = "object-store")]
+pub use archive::ObjectStoreArchive;
 pub use archive::{ArchiveSink, LocalArchive, MemoryArchive, ObjectMeta, ObjectName, PutMode, PutOutcome};
 #[cfg(any(test, feature = "testkit"))]
 pub use archive::{FailingArchive, FailureMode, conformance};

@@ -25,6 +25,7 @@ mod encryption;
 mod faults;
 mod fidelity;
 mod kill;
+mod object_store;
 mod prune;
 mod restore_modes;
 mod support;

@@ -1,13 +1,16 @@
 //! Retention on a real server: space is freed, and what is kept comes back whole (B11).
 
-use mongo_backup::{Backup, Key, LocalArchive, Prune, Repository, RetentionPolicy, Restore, Verify};
+use mongo_backup::{Backup, Key, LocalArchive, Prune, Repository, Restore, RetentionPolicy, Verify};
 use mongo_core::bson::{Document, doc};
 
 use crate::support::{db_hash, fill, own, run_example, shared};
 
 fn size(folder: &std::path::Path) -> u64 {
     let entries = std::fs::read_dir(folder).unwrap();
-    entries.map(|entry| entry.unwrap().path()).map(|path| if path.is_dir() { size(&path) } else { path.metadata().unwrap().len() }).sum()
+    entries
+        .map(|entry| entry.unwrap().path())
+        .map(|path| if path.is_dir() { size(&path) } else { path.metadata().unwrap().len() })
+        .sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,7 +26,8 @@ async fn pruning_frees_space_and_keeps_every_snapshot_that_it_should() {
         collection.update_many(doc! { "_id": { "$mod": [2, round % 2] } }, doc! { "$set": { "round": round } }).await.unwrap();
         let pattern = format!("{name}.*");
         let tag = if round == 0 { "first" } else { "" };
-        let report = Backup::builder(&deployment, &repository).namespaces(&pattern).tag(tag).build().unwrap().run().await.unwrap();
+        let report =
+            Backup::builder(&deployment, &repository).namespaces(&pattern).tag(tag).build().unwrap().run().await.unwrap();
         taken.push((report.id, db_hash(&deployment, &name).await));
     }
     let before = size(folder.path());

@@ -6,6 +6,8 @@ pub mod conformance;
 mod failing;
 mod local;
 mod memory;
+#[cfg(feature = "object-store")]
+mod object_store;
 mod uncached;
 
 use std::{fmt, ops::Range, time::Duration};
@@ -19,6 +21,8 @@ use mongo_core::{Error, Result};
 pub use failing::{FailingArchive, FailureMode};
 pub use local::LocalArchive;
 pub use memory::MemoryArchive;
+#[cfg(feature = "object-store")]
+pub use object_store::ObjectStoreArchive;
 
 /// A store of small immutable objects: a folder, a bucket, memory.
 ///

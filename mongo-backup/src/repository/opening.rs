@@ -200,9 +200,12 @@ impl Repository {
         let id = KeyId::generate()?;
         let name = key_name(&id)?;
         let object = envelope::seal(Magic::KEY, Some(&name), None, &record.to_bytes()?)?;
-        match self.archive().put(&name, object, PutMode::CreateOnly).await? {
-            PutOutcome::Stored => Ok(id),
-            PutOutcome::AlreadyExists => Err(Error::internal("a key of this random name exists")),
+        match self.archive().put(&name, object.clone(), PutMode::CreateOnly).await? {
+            // A store that lost the answer to the first attempt finds the object that this attempt has put.
+            PutOutcome::AlreadyExists if self.archive().get(&name, None).await? != object => {
+                Err(Error::internal("a key of this random name exists"))
+            }
+            _ => Ok(id),
         }
     }
 }
