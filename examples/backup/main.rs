@@ -4,6 +4,7 @@
 
 mod create;
 mod diff;
+mod exchange;
 mod inspect;
 mod keys;
 mod place;
@@ -50,6 +51,10 @@ enum Command {
     Restore(restore::Restoration),
     /// Remove snapshots that are not to be kept, and free their space
     Prune(prune::Pruning),
+    /// Write a snapshot as mongodump would have
+    Export(exchange::Exporting),
+    /// Take in a dump of mongodump or a logical backup of Percona's
+    Import(exchange::Importing),
     /// List, add, remove and rotate the keys of an encrypted repository
     Key(keys::Keys),
 }
@@ -67,6 +72,8 @@ fn main() -> ExitCode {
             Some(Command::Diff(comparison)) => comparison.run(json).await,
             Some(Command::Restore(restoration)) => restoration.run(uri, json).await,
             Some(Command::Prune(pruning)) => pruning.run(json).await,
+            Some(Command::Export(exporting)) => exporting.run(json).await,
+            Some(Command::Import(importing)) => importing.run(json).await,
             Some(Command::Key(keys)) => keys.run(json).await,
         }
     })

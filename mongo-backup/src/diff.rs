@@ -6,7 +6,7 @@ use mongo_core::{
     CancellationToken, Error, ErrorKind, Namespace, NamespaceSelection, Result,
     bson::RawDocument,
     progress::{NoProgress, PhaseMeter, ProgressSink, Total},
-    transfer::{catalog::CollectionEntry, partition::Key},
+    transfer::partition::Key,
 };
 use serde::Serialize;
 
@@ -237,7 +237,7 @@ impl Diff {
                     return Ok(found.definition_changed.then_some(found));
                 }
                 let mut comparison = TreeComparison::new(&self.repository, &left.root, &right.root)?;
-                if same_order(left.entry(), right.entry()) {
+                if same_order(left, right) {
                     while let Some(stretch) = comparison.next().await? {
                         found = self.stretch(found, stretch, meter).await?;
                     }
@@ -281,10 +281,11 @@ impl Diff {
     }
 }
 
-/// Whether both collections are read in the order of `_id`s under one collation, or both as stored.
-fn same_order(left: &CollectionEntry, right: &CollectionEntry) -> bool {
-    let collation = |entry: &CollectionEntry| entry.options().get_document("collation").ok().map(RawDocument::to_owned);
-    left.is_capped() == right.is_capped() && collation(left) == collation(right)
+/// Whether both collections are in the order of their `_id`s under one collation, or both in that of insertion.
+fn same_order(left: &SnapshotNamespace, right: &SnapshotNamespace) -> bool {
+    let collation = |side: &SnapshotNamespace| side.entry().options().get_document("collation").ok().map(RawDocument::to_owned);
+    let by_id = left.in_id_order && right.in_id_order && collation(left) == collation(right);
+    by_id || left.entry().is_capped() && right.entry().is_capped()
 }
 
 #[derive(Clone, Copy)]

@@ -3,6 +3,7 @@
 mod archive;
 mod backup;
 mod diff;
+mod interchange;
 pub mod metrics;
 mod prune;
 mod repository;
@@ -26,6 +27,7 @@ pub use archive::{ArchiveSink, LocalArchive, MemoryArchive, ObjectMeta, ObjectNa
 pub use archive::{FailingArchive, FailureMode, conformance};
 pub use backup::{Backup, BackupBuilder, BackupPlan, BackupReport, BackupSettings, ConsistencyDemand, NamespaceReport};
 pub use diff::{Diff, DiffReport, DocumentChange, DocumentDiff, NamespaceDiff, Presence};
+pub use interchange::{Export, ExportReport, Import, ImportReport};
 pub use prune::{Prune, PrunePlan, PruneReport, PruneSummary};
 pub use repository::{
     Repository, SnapshotChoice, SnapshotList,

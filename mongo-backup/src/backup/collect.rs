@@ -7,13 +7,13 @@ use std::{
 
 use mongo_core::{
     CancellationToken, Deployment, Error, ErrorKind, Namespace, Result, RetryBudget, RetryPolicy,
-    bson::{RawDocument, Timestamp},
+    bson::Timestamp,
     mongodb::options::SelectionCriteria,
     progress::PhaseMeter,
     transfer::{
         catalog::{Catalog, CollectionEntry},
         partition::{KeyRange, ScanOrder, partition},
-        scan::{MemoryBudget, ScanBatch, ScanSource},
+        scan::{MemoryBudget, ScanSource},
     },
 };
 use tokio::task::JoinSet;
@@ -22,11 +22,12 @@ use super::BackupSettings;
 use crate::{
     metrics::BackupMetrics,
     repository::{
+        assembly::{Assembly, Cutter, Head, store_catalog},
         config::Config,
         manifest::SnapshotNamespace,
-        segment::{Content, Segment, Segmenter, is_anchor},
-        store::{BlockWriter, SegmentStore},
-        tree::{TreeBuilder, TreeEntry, TreeRoot},
+        segment::Segmenter,
+        store::SegmentStore,
+        tree::TreeRoot,
     },
 };
 
@@ -99,7 +100,7 @@ pub(super) async fn collect(
         };
         let position = done.collection;
         let mut assembly = assemblies.remove(&position).ok_or_else(|| Error::internal("a range of no collection"))?;
-        assembly.accept(done).await?;
+        assembly.accept(done.range, done.cutter).await?;
         if assembly.is_complete() {
             roots.insert(position, context.close(assembly).await?);
         } else {
@@ -112,9 +113,14 @@ pub(super) async fn collect(
     let namespaces: Vec<SnapshotNamespace> = roots
         .into_values()
         .zip(&catalog.entries)
-        .map(|((root, boundary_bits), entry)| SnapshotNamespace { entry: entry.clone(), root, boundary_bits })
+        .map(|((root, boundary_bits), entry)| SnapshotNamespace {
+            entry: entry.clone(),
+            root,
+            boundary_bits,
+            in_id_order: ScanOrder::of(entry, context.deployment.server_version()) == ScanOrder::Id,
+        })
         .collect();
-    let catalog = context.store_catalog(&namespaces).await?;
+    let catalog = store_catalog(&context.store, &context.config, &namespaces).await?;
     Ok(Collected { namespaces, catalog, exceptions })
 }
 
@@ -151,7 +157,7 @@ impl Context<'_> {
             }
             _ => vec![KeyRange::everything()],
         };
-        assembly.ranges = ranges.len();
+        assembly.expect(ranges.len());
         let mut source = ScanSource::new(self.deployment.clone(), namespace);
         source.order = order;
         source.at = at;
@@ -182,26 +188,10 @@ impl Context<'_> {
 
     /// Completes a collection's tree: what is left of a collection that is through is in the store, and no longer in memory.
     async fn close(&self, assembly: Assembly) -> Result<(TreeRoot, u8)> {
-        let bits = assembly.bits;
+        let bits = assembly.bits();
         let root = assembly.finish().await?;
         self.store.send_full().await?;
         Ok((root, bits))
-    }
-
-    /// The records of all namespaces, stored as if they were one more collection.
-    async fn store_catalog(&self, namespaces: &[SnapshotNamespace]) -> Result<TreeRoot> {
-        let records = namespaces.iter().map(SnapshotNamespace::to_document).collect::<Result<Vec<_>>>()?;
-        let bits = self.config.sizes.boundary_bits(1024);
-        let mut assembly =
-            Assembly::new(Arc::clone(&self.store), Segmenter::new(&self.config.keys, self.config.sizes, bits), bits);
-        assembly = tokio::task::spawn_blocking(move || {
-            for record in &records {
-                assembly.push(record)?;
-            }
-            Ok::<_, Error>(assembly)
-        })
-        .await??;
-        assembly.finish().await
     }
 }
 
@@ -222,8 +212,7 @@ struct Job {
 impl Job {
     fn cutter(&self) -> Cutter {
         let head = if self.range == 0 { Head::Passed } else { Head::Open(Vec::new()) };
-        let blocks = BlockWriter::new(Arc::clone(&self.store));
-        Cutter { blocks, segmenter: self.segmenter.emptied(), bits: self.bits, head, entries: Vec::new() }
+        Cutter::new(Arc::clone(&self.store), self.segmenter.emptied(), self.bits, head)
     }
 }
 
@@ -290,226 +279,4 @@ fn explain(error: Error) -> Error {
     error
 }
 
-/// Cuts the documents of a range into segments and stores them.
-///
-/// A range does not begin where a segment begins. Its documents up to the first anchor are kept as they are, its *head*: they
-/// belong to the segment that is open at the end of the range before. So the segments of a collection are the
-/// same wherever its ranges happen to begin.
-struct Cutter {
-    blocks: BlockWriter,
-    segmenter: Segmenter,
-    bits: u8,
-    head: Head,
-    entries: Vec<TreeEntry>,
-}
-
-enum Head {
-    /// No anchor has come yet: the documents so far, back to back.
-    Open(Vec<u8>),
-    /// The head is complete: it ends with an anchor.
-    Complete(Vec<u8>),
-    /// There is no head: the range began with a segment, or its head got too long to keep.
-    Passed,
-}
-
-impl Cutter {
-    fn take(&mut self, batch: &ScanBatch) -> Result<(u64, u64)> {
-        let (mut documents, mut bytes) = (0, 0);
-        for document in batch.documents()? {
-            let document = document?;
-            documents += 1;
-            bytes += document.as_bytes().len() as u64;
-            self.push(document)?;
-        }
-        Ok((documents, bytes))
-    }
-
-    fn push(&mut self, document: &RawDocument) -> Result<()> {
-        let hash = self.segmenter.hasher().hash(document);
-        if let Head::Open(head) = &mut self.head {
-            head.extend_from_slice(document.as_bytes());
-            if is_anchor(hash, self.bits) {
-                self.head = Head::Complete(std::mem::take(head));
-            } else if head.len() > LONGEST_HEAD {
-                // Rare (one anchor is due every few segments), and only costs that this place is cut by chance.
-                let head = std::mem::take(head);
-                self.head = Head::Passed;
-                for document in crate::repository::documents_of(&head) {
-                    self.cut(document?)?;
-                }
-            }
-            return Ok(());
-        }
-        self.cut(document)
-    }
-
-    fn cut(&mut self, document: &RawDocument) -> Result<()> {
-        let hash = self.segmenter.hasher().hash(document);
-        let Self { blocks, segmenter, entries, .. } = self;
-        segmenter.push(document.as_bytes(), hash, &mut |segment| {
-            entries.push(store_segment(blocks, segment)?);
-            Ok(())
-        })
-    }
-
-    fn close(&mut self) -> Result<()> {
-        let Self { blocks, segmenter, entries, .. } = self;
-        segmenter.finish(&mut |segment| {
-            entries.push(store_segment(blocks, segment)?);
-            Ok(())
-        })
-    }
-}
-
-fn store_segment(blocks: &mut BlockWriter, segment: Segment<'_>) -> Result<TreeEntry> {
-    Ok(TreeEntry::of(blocks.put(Content::Documents, segment.plain)?, segment))
-}
-
-/// A collection's tree, put together from its ranges in order.
-struct Assembly {
-    bits: u8,
-    ranges: usize,
-    next: usize,
-    /// Ranges that were read before their turn.
-    early: BTreeMap<usize, Cutter>,
-    /// Cuts on where the last range in order ended.
-    cutter: Cutter,
-    tree: Tree,
-}
-
-/// A tree and where its nodes go.
-struct Tree {
-    builder: TreeBuilder,
-    nodes: BlockWriter,
-}
-
-impl Tree {
-    fn new(store: Arc<SegmentStore>, bits: u8) -> Self {
-        Self { builder: TreeBuilder::new(bits), nodes: BlockWriter::new(store) }
-    }
-
-    fn add(&mut self, entries: Vec<TreeEntry>) -> Result<()> {
-        for entry in entries {
-            self.builder.push(entry, &mut |node| self.nodes.put(Content::Node, &node))?;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<TreeRoot> {
-        let Self { builder, mut nodes } = self;
-        let root = builder.finish(&mut |node| nodes.put(Content::Node, &node))?;
-        nodes.flush()?;
-        Ok(root)
-    }
-}
-
-impl Assembly {
-    fn new(store: Arc<SegmentStore>, segmenter: Segmenter, bits: u8) -> Self {
-        let tree = Tree::new(Arc::clone(&store), bits);
-        let cutter = Cutter { blocks: BlockWriter::new(store), segmenter, bits, head: Head::Passed, entries: Vec::new() };
-        Self { bits, ranges: 0, next: 0, early: BTreeMap::new(), cutter, tree }
-    }
-
-    fn push(&mut self, document: &RawDocument) -> Result<()> {
-        self.cutter.push(document)
-    }
-
-    /// Takes a range, and joins every range whose turn has come.
-    async fn accept(&mut self, done: RangeDone) -> Result<()> {
-        self.early.insert(done.range, done.cutter);
-        while let Some(range) = self.early.remove(&self.next) {
-            self.next += 1;
-            // Joining hashes and compresses.
-            let mut open = std::mem::replace(&mut self.cutter, placeholder(&range));
-            let store = Arc::clone(open.blocks.store());
-            let (open, range) = tokio::task::spawn_blocking(move || open.join(range).map(|range| (open, range))).await??;
-            store.send_full().await?;
-            let (mut finished, current) = match range {
-                Some(range) => (open, range),
-                None => {
-                    self.cutter = open;
-                    continue;
-                }
-            };
-            self.cutter = current;
-            self.add(std::mem::take(&mut finished.entries)).await?;
-        }
-        Ok(())
-    }
-
-    async fn add(&mut self, entries: Vec<TreeEntry>) -> Result<()> {
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let empty = Tree::new(Arc::clone(self.tree.nodes.store()), self.bits);
-        let mut tree = std::mem::replace(&mut self.tree, empty);
-        self.tree = tokio::task::spawn_blocking(move || tree.add(entries).map(|()| tree)).await??;
-        Ok(())
-    }
-
-    /// Whether every range has been joined.
-    fn is_complete(&self) -> bool {
-        self.next == self.ranges
-    }
-
-    async fn finish(self) -> Result<TreeRoot> {
-        if !self.is_complete() {
-            return Err(Error::internal("a range of a collection was not read"));
-        }
-        let Self { mut cutter, mut tree, .. } = self;
-        tokio::task::spawn_blocking(move || {
-            cutter.close()?;
-            cutter.blocks.flush()?;
-            tree.add(std::mem::take(&mut cutter.entries))?;
-            tree.finish()
-        })
-        .await?
-    }
-}
-
-impl Cutter {
-    /// Goes on with the head of the next range. Gives the range back if it had an anchor, which closes what is open here;
-    /// otherwise the whole range was head and is part of this one now.
-    fn join(&mut self, mut range: Self) -> Result<Option<Self>> {
-        match std::mem::replace(&mut range.head, Head::Passed) {
-            Head::Open(head) => {
-                self.cut_all(&head)?;
-                Ok(None)
-            }
-            Head::Complete(head) => {
-                self.cut_all(&head)?;
-                if !self.segmenter.is_empty() {
-                    return Err(Error::internal("an anchor did not end a segment"));
-                }
-                self.blocks.flush()?;
-                Ok(Some(range))
-            }
-            Head::Passed => {
-                self.close()?;
-                self.blocks.flush()?;
-                Ok(Some(range))
-            }
-        }
-    }
-
-    fn cut_all(&mut self, documents: &[u8]) -> Result<()> {
-        for document in crate::repository::documents_of(documents) {
-            self.cut(document?)?;
-        }
-        Ok(())
-    }
-}
-
-/// Holds an assembly's place while its cutter is away on a blocking thread.
-fn placeholder(like: &Cutter) -> Cutter {
-    Cutter {
-        blocks: BlockWriter::new(Arc::clone(like.blocks.store())),
-        segmenter: like.segmenter.emptied(),
-        bits: like.bits,
-        head: Head::Passed,
-        entries: Vec::new(),
-    }
-}
-
-const LONGEST_HEAD: usize = 8 << 20;
 const OVERTAKEN_AT_MOST: usize = 3;

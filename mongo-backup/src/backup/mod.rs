@@ -1,15 +1,12 @@
 //! Making a snapshot: plan, inspect, run, report.
 
 mod collect;
-mod session;
+pub(crate) mod session;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroUsize,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::Arc,
 };
 
 use mongo_core::{
@@ -33,7 +30,7 @@ use crate::{
         Repository,
         condemned::TOOL,
         manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
-        store::SegmentStore,
+        store::{SegmentStore, storing},
     },
 };
 
@@ -380,13 +377,12 @@ impl BackupPlan<'_> {
         let started = DateTime::now();
         self.backup.repository.make().await?;
         let session = Session::begin(&self.backup.repository, started).await?;
-        let begun = Begun { started, id: session.snapshot().clone(), publishing: AtomicBool::new(false) };
-        let report = self.make_snapshot(&begun).await;
-        session.end(report.is_err() && begun.publishing.load(SeqCst)).await;
+        let report = self.make_snapshot(started, &session).await;
+        session.end(report.is_err()).await;
         report
     }
 
-    async fn make_snapshot(self, begun: &Begun) -> Result<BackupReport> {
+    async fn make_snapshot(self, started: DateTime, session: &Session) -> Result<BackupReport> {
         let Self { backup, catalog, estimates } = self;
         backup.repository.reload_index().await?;
         let resume_point = match backup.deployment.topology() {
@@ -395,7 +391,7 @@ impl BackupPlan<'_> {
         };
         if backup.deployment.can_read_snapshots() {
             let (catalog, at) = backup.choose_cluster_time(catalog).await?;
-            let attempt = backup.attempt(begun, &catalog, &estimates, When::At(at)).await;
+            let attempt = backup.attempt(started, session, &catalog, &estimates, When::At(at)).await;
             match attempt {
                 Err(error) if is_snapshot_lost(&error) && backup.settings.demand == ConsistencyDemand::WherePossible => {
                     let reason = "the server gave up the history of the cluster time before everything was read".to_owned();
@@ -405,7 +401,7 @@ impl BackupPlan<'_> {
                         .event(&mongo_core::progress::ProgressEvent::Note(format!("{reason}: reading anew with best effort")));
                     backup.repository.reload_index().await?;
                     let catalog = backup.read_catalog().await?;
-                    backup.attempt(begun, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
+                    backup.attempt(started, session, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
                 }
                 other => other,
             }
@@ -413,17 +409,9 @@ impl BackupPlan<'_> {
             let reason = no_snapshots(&backup.deployment);
             // Read again behind the resume point, so that a later replay knows every collection or sees it made.
             let catalog = backup.read_catalog().await?;
-            backup.attempt(begun, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
+            backup.attempt(started, session, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
         }
     }
-}
-
-/// When a backup began, and the id that its snapshot will have.
-struct Begun {
-    started: DateTime,
-    id: SnapshotId,
-    /// Whether the manifest is, or may be, on its way into the archive.
-    publishing: AtomicBool,
 }
 
 /// The time at which a backup reads.
@@ -461,7 +449,8 @@ impl Backup {
 
     async fn attempt(
         &self,
-        begun: &Begun,
+        started: DateTime,
+        session: &Session,
         catalog: &Catalog,
         estimates: &BTreeMap<Namespace, (u64, u64)>,
         when: When,
@@ -473,16 +462,14 @@ impl Backup {
         let known_bits = self.known_bits().await?;
         let (documents, bytes) = estimates.values().fold((0, 0), |(documents, bytes), (d, b)| (documents + d, bytes + b));
         let meter = Arc::new(PhaseMeter::start(Arc::clone(&self.progress), "data", Total::estimate(documents, bytes)));
-        let (store, uploader) = SegmentStore::new(&self.repository, self.settings.compression_level)?;
-        let store = Arc::new(store);
-        let uploading = tokio::spawn(uploader.run());
-        // Readers stop when the archive fails, and the archive's error is the one to tell.
+        // Readers stop when the archive fails.
         let stop = self.cancel.child_token();
-        let collected = {
+        let store = SegmentStore::new(&self.repository, self.settings.compression_level)?;
+        let (collected, totals) = storing(store, &self.cancel, |store| {
             let context = collect::Context {
                 deployment: &self.deployment,
                 config: self.repository.config(),
-                store: Arc::clone(&store),
+                store,
                 settings: &self.settings,
                 from: self.from.as_ref(),
                 at,
@@ -493,27 +480,15 @@ impl Backup {
                 retry: self.settings.retry.clone(),
                 retry_budget: RetryBudget::default(),
             };
-            collect::collect(context, catalog, estimates).await
-        };
-        let collected = match collected {
-            Ok(collected) => collected,
-            Err(error) => {
-                stop.cancel();
-                drop(store);
-                // The uploader ends when the last worker has let go of the store; its own failure came first if it has one.
-                return match uploading.await? {
-                    Err(upload) if error.kind() == ErrorKind::Cancelled && !self.cancel.is_cancelled() => Err(upload),
-                    _ => Err(error),
-                };
+            async {
+                let collected = collect::collect(context, catalog, estimates).await;
+                if collected.is_err() {
+                    stop.cancel();
+                }
+                collected
             }
-        };
-        let store = Arc::into_inner(store).ok_or_else(|| Error::internal("a worker outlived the backup"))?;
-        let finished = store.finish().await;
-        uploading.await??;
-        let totals = finished?;
-        if self.cancel.is_cancelled() {
-            return Err(Error::cancelled());
-        }
+        })
+        .await?;
         if let Ok(meter) = Arc::try_unwrap(meter) {
             meter.finish();
         }
@@ -526,8 +501,8 @@ impl Backup {
         };
         let sum = |number: fn(&SnapshotNamespace) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
         let manifest = SnapshotManifest {
-            id: begun.id.clone(),
-            started: begun.started,
+            id: session.snapshot().clone(),
+            started,
             finished: DateTime::now(),
             server_version: self.deployment.server_version().to_string(),
             topology: self.deployment.topology().clone(),
@@ -545,8 +520,7 @@ impl Backup {
             tags: self.settings.tags.clone(),
             catalog: collected.catalog,
         };
-        begun.publishing.store(true, SeqCst);
-        self.repository.publish(&manifest).await?;
+        session.publish(&manifest).await?;
         // The snapshot exists: what goes wrong from here on is the next operation's business.
         if let Err(error) = self.repository.reload_index().await {
             tracing::warn!(error = %error.report(), "the index could not be read anew");

@@ -1,23 +1,31 @@
 //! A backup's announcement: prunes delete nothing that a backup which is under way may rely on.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    time::Duration,
+};
 
 use mongo_core::{Error, Result, bson::DateTime};
 use tokio::task::JoinHandle;
 
-use crate::repository::{Repository, manifest::SnapshotId};
+use crate::repository::{
+    Repository,
+    manifest::{SnapshotId, SnapshotManifest},
+};
 
 /// A backup that is under way. Gives signs of life until it is dropped.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(crate) struct Session {
     repository: Repository,
     snapshot: SnapshotId,
     beating: JoinHandle<()>,
+    /// Whether the manifest is, or may be, on its way into the archive.
+    publishing: AtomicBool,
 }
 
 impl Session {
     /// Announces a backup. The index must be read after this.
-    pub(super) async fn begin(repository: &Repository, started: DateTime) -> Result<Self> {
+    pub(crate) async fn begin(repository: &Repository, started: DateTime) -> Result<Self> {
         let snapshot = SnapshotId::generate(started)?;
         repository.announce(&snapshot, started, 0).await?;
         let (beating, id) = (repository.clone(), snapshot.clone());
@@ -30,9 +38,9 @@ impl Session {
                 }
             }
         });
-        let session = Self { repository: repository.clone(), snapshot, beating };
+        let session = Self { repository: repository.clone(), snapshot, beating, publishing: AtomicBool::new(false) };
         if let Some((_, error)) = repository.read_condemned().await?.damaged.pop() {
-            session.end(false).await;
+            session.end(true).await;
             return Err(error.wrap(
                 "what a prune has left for others is damaged, so nothing can be stored safely: delete the object named, and prune again",
             ));
@@ -41,13 +49,20 @@ impl Session {
     }
 
     /// The id under which the snapshot will be published.
-    pub(super) fn snapshot(&self) -> &SnapshotId {
+    pub(crate) fn snapshot(&self) -> &SnapshotId {
         &self.snapshot
     }
 
+    /// Publishes the snapshot.
+    pub(crate) async fn publish(&self, manifest: &SnapshotManifest) -> Result<()> {
+        self.publishing.store(true, SeqCst);
+        self.repository.publish(manifest).await
+    }
+
     /// Takes the announcement back.
-    pub(super) async fn end(self, may_be_published: bool) {
+    pub(crate) async fn end(self, failed: bool) {
         self.beating.abort();
+        let may_be_published = failed && self.publishing.load(SeqCst);
         let concluded: Result<(), Error> = async {
             if may_be_published {
                 // It must not appear later, by a request that is still on its way, when nobody minds what it needs any more.

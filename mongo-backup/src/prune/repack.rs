@@ -11,7 +11,7 @@ use super::{Live, PackSet, Prune};
 use crate::repository::{
     pack::PackId,
     segment::{Content, SegmentId},
-    store::{BlockWriter, SegmentStore},
+    store::{BlockWriter, SegmentStore, storing},
 };
 
 impl Prune {
@@ -28,19 +28,8 @@ impl Prune {
             }
         }
         let meter = PhaseMeter::start(Arc::clone(&self.progress), "repack", Total::Unknown);
-        let (store, uploader) = SegmentStore::anew(&self.repository, REPACK_LEVEL)?;
-        let store = Arc::new(store);
-        let uploading = tokio::spawn(uploader.run());
-        let copied = self.copy(wanted, &store, &meter).await;
-        let store = Arc::into_inner(store).ok_or_else(|| Error::internal("a writer outlived the repacking"))?;
-        if let Err(error) = copied {
-            drop(store);
-            uploading.await??;
-            return Err(error);
-        }
-        let finished = store.finish().await;
-        uploading.await??;
-        finished?;
+        let store = SegmentStore::anew(&self.repository, REPACK_LEVEL)?;
+        storing(store, &self.cancel, |store| self.copy(wanted, store, &meter)).await?;
         meter.finish();
         Ok(())
     }
@@ -48,10 +37,10 @@ impl Prune {
     async fn copy(
         &self,
         wanted: BTreeMap<PackId, Vec<(SegmentId, Content)>>,
-        store: &Arc<SegmentStore>,
+        store: Arc<SegmentStore>,
         meter: &PhaseMeter,
     ) -> Result<()> {
-        let mut writer = BlockWriter::new(Arc::clone(store));
+        let mut writer = BlockWriter::new(Arc::clone(&store));
         for segments in wanted.into_values() {
             for kind in [Content::Documents, Content::Node] {
                 let ids: Vec<SegmentId> = segments.iter().filter(|(_, content)| *content == kind).map(|(id, _)| *id).collect();

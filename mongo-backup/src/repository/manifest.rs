@@ -179,6 +179,8 @@ pub struct SnapshotNamespace {
     pub(crate) entry: CollectionEntry,
     pub(crate) root: TreeRoot,
     pub(crate) boundary_bits: u8,
+    /// Whether its documents were read by the `_id` index; else they are in the order in which they were stored.
+    pub(crate) in_id_order: bool,
 }
 
 impl SnapshotNamespace {
@@ -228,6 +230,9 @@ impl SnapshotNamespace {
         record.append(cstr!("info"), self.entry.info().to_owned());
         record.append(cstr!("indexes"), indexes);
         record.append(cstr!("boundaryBits"), i32::from(self.boundary_bits));
+        if !self.in_id_order {
+            record.append(cstr!("order"), STORED_ORDER);
+        }
         let root = mongo_core::bson::serialize_to_vec(&self.root)?;
         record.append(cstr!("root"), RawDocumentBuf::from_bytes(root)?);
         Ok(record)
@@ -250,13 +255,17 @@ impl SnapshotNamespace {
             let index = index.as_document().ok_or_else(|| Error::corrupt("a catalog record is malformed"))?;
             indexes.push(index.to_owned());
         }
+        let in_id_order = record.get("order").map_err(malformed)?.is_none();
         let root: TreeRoot =
             mongo_core::bson::deserialize_from_slice(record.get_document("root").map_err(malformed)?.as_bytes())?;
         let bits = u8::try_from(record.get_i32("boundaryBits").map_err(malformed)?)
             .map_err(|_| Error::corrupt("a catalog record is malformed"))?;
-        Ok(Self { entry: CollectionEntry::from_parts(namespace, kind, info, indexes)?, root, boundary_bits: bits })
+        Ok(Self { entry: CollectionEntry::from_parts(namespace, kind, info, indexes)?, root, boundary_bits: bits, in_id_order })
     }
 }
+
+/// The `order` of a collection whose documents were not read by their `_id`s.
+const STORED_ORDER: &str = "stored";
 
 #[cfg(test)]
 mod tests {
@@ -279,8 +288,12 @@ mod tests {
         let info = rawdoc! { "name": "c", "type": "collection", "options": { "capped": true, "size": 4096 } };
         let index = rawdoc! { "v": 2, "key": { "_id": 1 }, "name": "_id_" };
         let entry = CollectionEntry::from_parts("db.c".parse().unwrap(), CollectionKind::Collection, info, vec![index]).unwrap();
-        let record =
-            SnapshotNamespace { entry, root: TreeRoot { node: None, documents: 0, bytes: 0, segments: 0 }, boundary_bits: 6 };
+        let record = SnapshotNamespace {
+            entry,
+            root: TreeRoot { node: None, documents: 0, bytes: 0, segments: 0 },
+            boundary_bits: 6,
+            in_id_order: true,
+        };
         let read = SnapshotNamespace::from_document(&record.to_document().unwrap()).unwrap();
         assert_eq!(read.entry, record.entry);
         assert_eq!((read.root, read.boundary_bits), (record.root, 6));

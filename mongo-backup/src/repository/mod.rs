@@ -1,5 +1,6 @@
 //! A repository: snapshots in an archive, sharing what they have in common.
 
+pub(crate) mod assembly;
 pub(crate) mod block;
 mod cipher;
 pub(crate) mod compare;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mongo_core::{Error, Result};
+use mongo_core::{CancellationToken, Error, ErrorKind, Result};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -192,6 +192,34 @@ impl SegmentStore {
             stored_bytes: this.counters.stored_bytes.load(Relaxed),
         })
     }
+}
+
+/// Runs work that stores segments, with the uploads beside it, and closes the store when the work is done.
+///
+/// When the archive fails, writers learn no more than that they are to stop; then the archive's error is the one to tell.
+pub(crate) async fn storing<T, W: Future<Output = Result<T>>>(
+    (store, uploader): (SegmentStore, Uploader),
+    cancel: &CancellationToken,
+    work: impl FnOnce(Arc<SegmentStore>) -> W,
+) -> Result<(T, StoreTotals)> {
+    let store = Arc::new(store);
+    let uploading = tokio::spawn(uploader.run());
+    let done = match work(Arc::clone(&store)).await {
+        Ok(done) => done,
+        Err(error) => {
+            // The uploader ends when the last worker has let go of the store.
+            drop(store);
+            return match uploading.await? {
+                Err(upload) if error.kind() == ErrorKind::Cancelled && !cancel.is_cancelled() => Err(upload),
+                _ => Err(error),
+            };
+        }
+    };
+    let store = Arc::into_inner(store).ok_or_else(|| Error::internal("a worker outlived its work"))?;
+    let finished = store.finish().await;
+    uploading.await??;
+    let totals = finished?;
+    if cancel.is_cancelled() { Err(Error::cancelled()) } else { Ok((done, totals)) }
 }
 
 /// Puts the segments of one worker into blocks.

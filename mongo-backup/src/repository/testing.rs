@@ -83,7 +83,7 @@ impl Steps {
         let root = store(&self.repository, documents).await?;
         let info = rawdoc! { "name": "c", "type": "collection", "options": {} };
         let entry = CollectionEntry::from_parts("db.c".parse()?, CollectionKind::Collection, info, Vec::new())?;
-        let record = SnapshotNamespace { entry, root: root.clone(), boundary_bits: BITS };
+        let record = SnapshotNamespace { entry, root: root.clone(), boundary_bits: BITS, in_id_order: true };
         let catalog = store_raw(&self.repository, vec![record.to_document()?]).await?;
         self.manifest = Some(SnapshotManifest {
             id: self.id.clone(),

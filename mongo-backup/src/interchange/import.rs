@@ -1,0 +1,415 @@
+//! Taking in what other tools have dumped, as a snapshot like any other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use mongo_core::{
+    CancellationToken, Error, ErrorKind, Namespace, NamespaceSelection, Result, Topology,
+    bson::DateTime,
+    progress::{NoProgress, PhaseMeter, ProgressSink, Total},
+    transfer::catalog::{CollectionEntry, LeftOut},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::{
+    Found,
+    archive::{self, left_out},
+    directory,
+    metadata::Metadata,
+};
+use crate::{
+    backup::session::Session,
+    repository::{
+        Repository,
+        assembly::{Assembly, store_catalog},
+        condemned::TOOL,
+        documents_of,
+        manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
+        segment::Segmenter,
+        store::{SegmentStore, storing},
+        tree::TreeRoot,
+    },
+};
+
+/// Takes a dump in as a snapshot.
+///
+/// Every document is checked to be well-formed BSON down to its last field, and archives against their checksums: a dump that was
+/// truncated is found now and not when it is needed. A dump holds documents in the order in which they were stored, so the snapshot shares nothing with
+/// snapshots of the same collections that were read by `_id`, and a single document of it is found by reading its whole collection.
+///
+/// ```no_run
+/// # async fn f(repository: mongo_backup::Repository) -> mongo_backup::Result<()> {
+/// use mongo_backup::Import;
+///
+/// let report = Import::new(&repository).from_archive_file("shop.archive.gz").await?;
+/// println!("{} documents as snapshot {}", report.documents, report.id);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct Import {
+    repository: Repository,
+    compression_level: i32,
+    tags: BTreeSet<String>,
+    progress: Arc<dyn ProgressSink>,
+    cancel: CancellationToken,
+}
+
+/// What an import took in.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ImportReport {
+    /// The new snapshot.
+    pub id: SnapshotId,
+    /// Collections and views.
+    pub namespaces: u64,
+    /// Documents.
+    pub documents: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What the dump held and the snapshot does not, and why.
+    pub left_out: Vec<LeftOut>,
+    /// The version of the server that was dumped, as the dump says.
+    pub server_version: String,
+}
+
+/// What a thread does that reads a foreign format.
+type Reading = Box<dyn FnOnce(&mut dyn FnMut(Found) -> Result<()>) -> Result<()> + Send>;
+
+impl Import {
+    /// Prepares an import into a repository.
+    pub fn new(repository: &Repository) -> Self {
+        Self {
+            repository: repository.clone(),
+            compression_level: 1,
+            tags: BTreeSet::new(),
+            progress: Arc::new(NoProgress),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// Sets zstd's level. Default 1.
+    pub fn compression_level(mut self, level: i32) -> Self {
+        self.compression_level = level;
+        self
+    }
+
+    /// Marks the snapshot, for [retention](crate::RetentionPolicy::keep_tags).
+    pub fn tag(mut self, tag: impl Into<String>) -> Self {
+        self.tags.insert(tag.into());
+        self
+    }
+
+    /// Tells `sink` how it goes.
+    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
+        self.progress = sink;
+        self
+    }
+
+    /// Stops when `token` is cancelled.
+    pub fn cancellation(mut self, token: CancellationToken) -> Self {
+        self.cancel = token;
+        self
+    }
+
+    /// Takes in an archive of mongodump, compressed or not.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such file, `CorruptData` naming what is damaged or truncated, `Unsupported` for another version; the archive's own.
+    /// In every case no snapshot is listed.
+    ///
+    /// # Cancel safety
+    /// A dropped future makes no snapshot.
+    pub async fn from_archive_file(self, path: impl Into<PathBuf>) -> Result<ImportReport> {
+        let path = path.into();
+        self.take_in(
+            "an archive of mongodump",
+            Box::new(move |found| archive::read(directory::opened(&path)?, &mut |item| found(item))),
+        )
+        .await
+    }
+
+    /// Takes in an archive of mongodump from a stream, which must not be compressed.
+    ///
+    /// # Errors
+    /// As [`from_archive_file`](Self::from_archive_file).
+    ///
+    /// # Cancel safety
+    /// As [`from_archive_file`](Self::from_archive_file).
+    pub async fn from_archive(self, input: impl Read + Send + 'static) -> Result<ImportReport> {
+        self.take_in("an archive of mongodump", Box::new(move |found| archive::read(input, &mut |item| found(item)))).await
+    }
+
+    /// Takes in a directory of mongodump, compressed or not.
+    ///
+    /// # Errors
+    /// As [`from_archive_file`](Self::from_archive_file).
+    ///
+    /// # Cancel safety
+    /// As [`from_archive_file`](Self::from_archive_file).
+    pub async fn from_directory(self, path: impl Into<PathBuf>) -> Result<ImportReport> {
+        let path = path.into();
+        self.take_in("a directory of mongodump", Box::new(move |found| directory::read(&path, &mut |item| found(item)))).await
+    }
+
+    /// Takes in the logical backup of one replica set by Percona Backup for MongoDB: the folder that holds its `metadata.json`.
+    ///
+    /// Compression with gzip, zstd or none is read; for s2, snappy, lz4 and pgzip's siblings have the backup written with `gzip` or `zstd`.
+    ///
+    /// # Errors
+    /// As [`from_archive_file`](Self::from_archive_file), and `Unsupported` for another compression.
+    ///
+    /// # Cancel safety
+    /// As [`from_archive_file`](Self::from_archive_file).
+    pub async fn from_percona(self, path: impl Into<PathBuf>) -> Result<ImportReport> {
+        let path = path.into();
+        self.take_in("a logical backup of Percona Backup for MongoDB", Box::new(move |found| read_percona(&path, found))).await
+    }
+
+    #[tracing::instrument(skip_all, name = "import")]
+    async fn take_in(self, what: &str, reading: Reading) -> Result<ImportReport> {
+        let started = DateTime::now();
+        self.repository.make().await?;
+        let session = Session::begin(&self.repository, started).await?;
+        let taken = self.make_snapshot(started, &session, what, reading).await;
+        session.end(taken.is_err()).await;
+        taken
+    }
+
+    async fn make_snapshot(&self, started: DateTime, session: &Session, what: &str, reading: Reading) -> Result<ImportReport> {
+        self.repository.reload_index().await?;
+        let store = SegmentStore::new(&self.repository, self.compression_level)?;
+        let ((mut taken, catalog), totals) = storing(store, &self.cancel, |store| self.store(store, reading)).await?;
+        taken.left_out.sort();
+        let sum = |of: fn(&SnapshotNamespace) -> u64| taken.namespaces.iter().map(of).sum::<u64>();
+        let manifest = SnapshotManifest {
+            id: session.snapshot().clone(),
+            started,
+            finished: DateTime::now(),
+            server_version: taken.server,
+            topology: Topology::Standalone,
+            consistency: Consistency::BestEffort { reason: format!("taken in from {what}, which does not tell") },
+            resume_point: None,
+            selection: NamespaceSelection::all(),
+            left_out: taken.left_out,
+            namespaces: taken.namespaces.len() as u64,
+            documents: sum(SnapshotNamespace::documents),
+            bytes: sum(SnapshotNamespace::bytes),
+            new_segments: totals.new_segments,
+            reused_segments: totals.reused_segments,
+            stored_bytes: totals.stored_bytes,
+            tool: TOOL.to_owned(),
+            tags: self.tags.clone(),
+            catalog,
+        };
+        session.publish(&manifest).await?;
+        if let Err(error) = self.repository.reload_index().await {
+            tracing::warn!(error = %error.report(), "the index could not be read anew");
+        }
+        Ok(ImportReport {
+            id: manifest.id,
+            namespaces: manifest.namespaces,
+            documents: manifest.documents,
+            bytes: manifest.bytes,
+            left_out: manifest.left_out,
+            server_version: manifest.server_version,
+        })
+    }
+
+    /// Stores what a thread reads.
+    async fn store(&self, store: Arc<SegmentStore>, reading: Reading) -> Result<(Taken, TreeRoot)> {
+        let (sender, mut receiver) = mpsc::channel(PIECES);
+        let thread = tokio::task::spawn_blocking(move || {
+            reading(&mut |found| sender.blocking_send(found).map_err(|_| Error::cancelled()))
+        });
+        let meter = PhaseMeter::start(Arc::clone(&self.progress), "import", Total::Unknown);
+        let mut taken = Taken { server: "unknown".to_owned(), ..Taken::default() };
+        let mut open: HashMap<Namespace, Open> = HashMap::new();
+        let mut entries: BTreeMap<Namespace, CollectionEntry> = BTreeMap::new();
+        while let Some(found) = receiver.recv().await {
+            if self.cancel.is_cancelled() {
+                return Err(Error::cancelled());
+            }
+            match found {
+                Found::Server(version) => taken.server = version,
+                Found::LeftOut(namespace, reason) => taken.left_out.push(LeftOut::new(namespace, reason)),
+                Found::Collection(entry) => {
+                    let name = entry.namespace().clone();
+                    if entries.insert(name.clone(), entry).is_some() {
+                        return Err(Error::corrupt("the dump has a collection twice").with_context("namespace", name));
+                    }
+                }
+                Found::Documents(namespace, documents) => {
+                    let mut collection = match open.remove(&namespace) {
+                        Some(collection) => collection,
+                        None => self.begin(&store, &documents),
+                    };
+                    let bytes = documents.len() as u64;
+                    let (returned, count) =
+                        tokio::task::spawn_blocking(move || collection.take(&documents).map(|count| (collection, count)))
+                            .await??;
+                    store.send_full().await?;
+                    meter.advance(count, bytes);
+                    open.insert(namespace, returned);
+                }
+            }
+        }
+        // What was wrong with the dump, if it ended early.
+        thread.await??;
+        for (name, entry) in entries {
+            let (root, boundary_bits) = match open.remove(&name) {
+                Some(Open { assembly, bits }) => (assembly.finish().await?, bits),
+                None => (self.begin(&store, &[]).assembly.finish().await?, 0),
+            };
+            store.send_full().await?;
+            taken.namespaces.push(SnapshotNamespace { entry, root, boundary_bits, in_id_order: false });
+        }
+        if let Some(stranger) = open.into_keys().next() {
+            return Err(Error::corrupt("the dump has documents of a collection that it does not describe")
+                .with_context("namespace", stranger));
+        }
+        let catalog = store_catalog(&store, &self.repository.config(), &taken.namespaces).await?;
+        meter.finish();
+        Ok((taken, catalog))
+    }
+
+    /// Begins a collection, whose boundaries are as fine as its first documents suggest.
+    fn begin(&self, store: &Arc<SegmentStore>, first: &[u8]) -> Open {
+        let config = self.repository.config();
+        let count = documents_of(first).count().max(1);
+        let bits = config.sizes.boundary_bits((first.len() / count) as u64);
+        Open { assembly: Assembly::new(Arc::clone(store), Segmenter::new(&config.keys, config.sizes, bits), bits), bits }
+    }
+}
+
+#[derive(Default)]
+struct Taken {
+    server: String,
+    namespaces: Vec<SnapshotNamespace>,
+    left_out: Vec<LeftOut>,
+}
+
+/// A collection whose documents are being stored.
+struct Open {
+    assembly: Assembly,
+    bits: u8,
+}
+
+impl Open {
+    fn take(&mut self, documents: &[u8]) -> Result<u64> {
+        let mut count = 0;
+        for document in documents_of(documents) {
+            self.assembly.push(document?)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// What Percona's `metadata.json` says.
+#[derive(Deserialize)]
+struct Percona {
+    #[serde(default)]
+    server_version: String,
+    namespaces: Vec<PerconaNamespace>,
+}
+
+#[derive(Deserialize)]
+struct PerconaNamespace {
+    db: String,
+    collection: String,
+    #[serde(default)]
+    metadata: String,
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    crc: Option<i64>,
+}
+
+fn read_percona(folder: &Path, found: &mut dyn FnMut(Found) -> Result<()>) -> Result<()> {
+    let path = folder.join("metadata.json");
+    let file = File::open(&path).map_err(|error| directory::unreadable(&path, error))?;
+    let about: Percona = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|error| {
+        Error::corrupt("this is no metadata of a logical backup").with_context("file", path.display()).with_source(error)
+    })?;
+    found(Found::Server(about.server_version.clone()))?;
+    let viewless = archive::viewless_time_series(&about.server_version);
+    for namespace in about.namespaces {
+        let named = format!("{}.{}", namespace.db, namespace.collection);
+        if let Some(reason) = left_out(&namespace.db, &namespace.collection) {
+            found(Found::LeftOut(named, reason.to_owned()))?;
+            continue;
+        }
+        let name = Namespace::new(namespace.db, namespace.collection)?;
+        let metadata = Metadata::parse(&namespace.metadata).map_err(|error| error.with_context("namespace", &name))?;
+        let entry = Metadata { kind: namespace.kind.or(metadata.kind.clone()), ..metadata }.entry(name.clone())?;
+        let kind = entry.kind();
+        found(Found::Collection(entry))?;
+        let stem = match kind {
+            mongo_core::transfer::catalog::CollectionKind::View => continue,
+            mongo_core::transfer::catalog::CollectionKind::TimeSeries if !viewless => {
+                format!("{}.system.buckets.{}", name.database(), name.collection())
+            }
+            _ => named,
+        };
+        let Some((file, input)) = percona_file(folder, &stem)? else {
+            return Err(Error::corrupt("the file of a collection is missing from the backup").with_context("namespace", name));
+        };
+        let sum = std::rc::Rc::new(std::cell::RefCell::new(archive::SUM.digest()));
+        directory::read_documents(&file, Summed { input, sum: std::rc::Rc::clone(&sum) }, &name, &mut |item| found(item))?;
+        let sum = sum.borrow().clone().finalize().cast_signed();
+        if namespace.crc.is_some_and(|crc| crc != sum) {
+            return Err(Error::corrupt("the checksum of a collection does not match: the backup is damaged")
+                .with_context("namespace", name));
+        }
+    }
+    Ok(())
+}
+
+/// Sums up what it reads.
+struct Summed<R> {
+    input: R,
+    sum: std::rc::Rc<std::cell::RefCell<crc::Digest<'static, u64, crc::Table<16>>>>,
+}
+
+impl<R: Read> Read for Summed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.sum.borrow_mut().update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// The file of a collection, decompressed.
+fn percona_file(folder: &Path, stem: &str) -> Result<Option<(PathBuf, Box<dyn Read + Send>)>> {
+    for ending in ["", ".gz", ".zst", ".s2", ".lz4", ".snappy"] {
+        let path = folder.join(format!("{stem}{ending}"));
+        if !path.is_file() {
+            continue;
+        }
+        let input: Box<dyn Read + Send> = match ending {
+            "" | ".gz" => directory::opened(&path)?,
+            ".zst" => {
+                let file = File::open(&path).map_err(|error| directory::unreadable(&path, error))?;
+                Box::new(zstd::stream::read::Decoder::new(file).map_err(|error| directory::unreadable(&path, error))?)
+            }
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "the backup is compressed in a way that is not read here: have it written with gzip or zstd",
+                )
+                .with_context("file", path.display()));
+            }
+        };
+        return Ok(Some((path, input)));
+    }
+    Ok(None)
+}
+
+const PIECES: usize = 4;
