@@ -28,6 +28,9 @@ pub(crate) struct Restoration {
     /// Drop each target collection before it is made anew
     #[arg(long)]
     drop: bool,
+    /// Also add the users and roles of the snapshot that the target does not have
+    #[arg(long)]
+    users: bool,
     /// Show what would be done and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -68,6 +71,9 @@ impl Restoration {
                 Mode::Upsert => RestoreMode::Upsert,
                 Mode::Replace => RestoreMode::Replace,
             });
+        }
+        if self.users {
+            builder = builder.users_and_roles();
         }
         if self.drop {
             builder = builder.drop_existing();

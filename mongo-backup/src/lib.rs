@@ -36,7 +36,7 @@ pub use repository::{
 };
 pub use restore::{
     DefinitionFailure, DropExisting, PlannedNamespace, RefusedDocument, Restore, RestoreAction, RestoreBuilder, RestoreItem,
-    RestoreMode, RestorePlan, RestoreReport, RestoreSettings, RestoreSummary,
+    RestoreMode, RestorePlan, RestoreReport, RestoreSettings, RestoreSummary, UsersAndRoles,
 };
 pub use retention::{RetentionPolicy, Verdict};
 pub use verify::{Problem, Verify, VerifyReport};

@@ -120,7 +120,7 @@ impl RetentionPolicy {
         }
     }
 
-    fn counted(&self) -> Vec<(&'static str, u32, fn(&SnapshotManifest) -> String)> {
+    fn counted(&self) -> Vec<Counted> {
         vec![
             ("last", self.keep_last, |snapshot| snapshot.id.to_string()),
             ("hourly", self.keep_hourly, |snapshot| periods(snapshot, HOUR).to_string()),
@@ -132,6 +132,9 @@ impl RetentionPolicy {
         ]
     }
 }
+
+/// A rule that counts: its name, how many periods it keeps, and in which period a snapshot lies.
+type Counted = (&'static str, u32, fn(&SnapshotManifest) -> String);
 
 /// What snapshots must have in common to stand in for each other.
 fn group(snapshot: &SnapshotManifest) -> String {

@@ -112,8 +112,8 @@ async fn answer(service: s3s::service::S3Service, faults: &Faults, request: Requ
         let _ = std::fs::remove_file(faults.root.join(request.uri().path().trim_start_matches('/')));
     }
     let _one = if request.method() == Method::PUT { Some(faults.puts.lock().await) } else { None };
-    match service.call(request.map(Body::from).into()).await {
-        Ok(response) => response.into(),
+    match service.call(request.map(Body::from)).await {
+        Ok(response) => response,
         Err(error) => panic!("the server of the test fails: {error:?}"),
     }
 }

@@ -1,12 +1,14 @@
 //! B7: what a restore does with names and with what is there.
 
-use mongo_backup::{Backup, BackupReport, Key, MemoryArchive, Repository, Restore, RestoreAction, RestoreBuilder, RestoreMode};
+use mongo_backup::{
+    Backup, BackupReport, Key, MemoryArchive, Repository, Restore, RestoreAction, RestoreBuilder, RestoreMode, UsersAndRoles,
+};
 use mongo_core::{
     Deployment, ErrorKind,
     bson::{Document, doc},
 };
 
-use crate::support::{db_hash, fill, shared};
+use crate::support::{db_hash, fill, own, shared};
 
 struct Case {
     deployment: Deployment,
@@ -191,4 +193,43 @@ async fn an_index_that_cannot_be_built_is_reported_and_the_others_are_built() {
     assert_eq!((report.indexes, report.failures.len()), (1, 1), "{report:?}");
     assert_eq!(report.failures[0].index.as_deref(), Some("taken"));
     assert!(!report.is_complete());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_and_roles_are_kept_and_come_back_when_they_are_asked_for() {
+    let (_server, deployment) = own().await;
+    fill(&deployment, "shop", "c", 10).await;
+    let admin = deployment.database("admin");
+    let role = doc! { "createRole": "clerk", "privileges": [{ "resource": { "db": "shop", "collection": "c" }, "actions": ["find"] }], "roles": [] };
+    admin.run_command(role).await.unwrap();
+    let shop = deployment.database("shop");
+    for name in ["anna", "bert"] {
+        shop.run_command(
+            doc! { "createUser": name, "pwd": format!("secret of {name}"), "roles": [{ "role": "clerk", "db": "admin" }] },
+        )
+        .await
+        .unwrap();
+    }
+    let everything = doc! { "usersInfo": { "forAllDBs": true }, "showCredentials": true };
+    let before = admin.run_command(everything.clone()).await.unwrap();
+
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::host([1; 32])).await.unwrap();
+    let report = Backup::builder(&deployment, &repository).build().unwrap().run().await.unwrap();
+    shop.run_command(doc! { "dropAllUsersFromDatabase": 1 }).await.unwrap();
+    admin.run_command(doc! { "dropRole": "clerk" }).await.unwrap();
+
+    let restore = || Restore::builder(&repository, &report.id).into(&deployment).drop_existing();
+    let without = restore().build().unwrap().run().await.unwrap();
+    assert_eq!(without.users_and_roles, UsersAndRoles::LeftOut);
+    let users = admin.run_command(doc! { "usersInfo": { "forAllDBs": true } }).await.unwrap();
+    assert!(users.get_array("users").unwrap().is_empty(), "nobody comes back who was not asked for");
+
+    let with = restore().users_and_roles().build().unwrap().run().await.unwrap();
+    assert_eq!(with.users_and_roles, UsersAndRoles::Merged);
+    let after = admin.run_command(everything).await.unwrap();
+    assert_eq!(after.get_array("users").unwrap(), before.get_array("users").unwrap());
+    let roles = admin.run_command(doc! { "rolesInfo": "clerk", "showPrivileges": true }).await.unwrap();
+    assert_eq!(roles.get_array("roles").unwrap().len(), 1);
+    let left: Vec<String> = admin.list_collection_names().await.unwrap();
+    assert!(!left.iter().any(|name| name.starts_with("mongo_backup")), "{left:?}");
 }

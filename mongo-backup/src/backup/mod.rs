@@ -279,7 +279,9 @@ impl Backup {
 
     async fn read_catalog(&self) -> Result<Catalog> {
         // From the primary, whatever is read from: a secondary that lags does not know of the newest collections yet.
-        Catalog::read(&self.deployment, &self.settings.selection, None).await
+        let mut catalog = Catalog::read(&self.deployment, &self.settings.selection, None).await?;
+        catalog.read_users_and_roles(&self.deployment, &self.settings.selection).await?;
+        Ok(catalog)
     }
 
     /// A cluster time at which the catalog is known: the catalog is read before and after it, until both readings agree.

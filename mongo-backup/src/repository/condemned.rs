@@ -279,7 +279,7 @@ impl Repository {
         envelope::seal(Magic::TOMBSTONE, Some(name), self.config().cipher.as_ref(), &payload)
     }
 
-    async fn put_mark(&self, name: &ObjectName, mark: &impl Serialize) -> Result<PutOutcome> {
+    async fn put_mark(&self, name: &ObjectName, mark: &(impl Serialize + Sync)) -> Result<PutOutcome> {
         let object = envelope::seal(Magic::MARK, Some(name), self.config().cipher.as_ref(), &bson::serialize_to_vec(mark)?)?;
         self.archive().put(name, object, PutMode::CreateOnly).await
     }

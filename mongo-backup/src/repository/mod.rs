@@ -6,6 +6,8 @@ mod cipher;
 pub(crate) mod compare;
 pub(crate) mod condemned;
 pub(crate) mod config;
+#[cfg(test)]
+mod damage_tests;
 pub(crate) mod envelope;
 pub(crate) mod index;
 pub(crate) mod indexes;

@@ -1,6 +1,7 @@
 //! Bringing a snapshot back: plan, inspect, run, report.
 
 mod run;
+mod users;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +55,8 @@ pub struct RestoreSettings {
     pub mode: RestoreMode,
     /// Whether collections that exist are dropped first. Default no.
     pub drop_existing: DropExisting,
+    /// Whether users and roles of the snapshot that the target does not have are added to it. Default no. Needs the role `restore`.
+    pub users_and_roles: bool,
     /// How many batches are written at the same time. Default 4.
     pub parallel_writes: NonZeroUsize,
     /// How many documents that the target refused are listed in the report, each with its `_id`. All are counted. Default 100.
@@ -67,6 +70,7 @@ impl Default for RestoreSettings {
             renames: NamespaceRenames::default(),
             mode: RestoreMode::Create,
             drop_existing: DropExisting::No,
+            users_and_roles: false,
             parallel_writes: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             list_refused: 100,
         }
@@ -144,6 +148,12 @@ impl RestoreBuilder {
     /// Drops each target collection before it is made anew.
     pub fn drop_existing(mut self) -> Self {
         self.settings.drop_existing = DropExisting::Yes;
+        self
+    }
+
+    /// Adds the users and roles of the snapshot that the target does not have. Those that it has stay as they are.
+    pub fn users_and_roles(mut self) -> Self {
+        self.settings.users_and_roles = true;
         self
     }
 
@@ -269,6 +279,14 @@ impl Restore {
                 .with_context("pattern", first)
                 .with_context("snapshot", &manifest.id));
         }
+        let (authorization, all): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|namespace| users::is_authorization(namespace.namespace()));
+        let authorization: Vec<SnapshotNamespace> =
+            authorization.into_iter().filter(|namespace| self.settings.selection.selects(namespace.namespace())).collect();
+        if self.settings.users_and_roles && authorization.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, "the snapshot, or what is chosen of it, holds no users and roles")
+                .with_context("snapshot", &manifest.id));
+        }
         let mut items = Vec::new();
         let mut targets: BTreeMap<Namespace, Namespace> = BTreeMap::new();
         for source in all.iter().filter(|source| self.settings.selection.selects(source.namespace())) {
@@ -286,7 +304,7 @@ impl Restore {
         }
         self.rename_view_sources(&mut items)?;
         self.find_existing(&mut items, &targets).await?;
-        Ok(RestorePlan { restore: self, manifest, items })
+        Ok(RestorePlan { restore: self, manifest, items, authorization })
     }
 
     /// [`plan`](Self::plan) and [`RestorePlan::execute`] in one.
@@ -383,6 +401,7 @@ pub struct RestorePlan<'a> {
     restore: &'a Restore,
     manifest: SnapshotManifest,
     items: Vec<RestoreItem>,
+    authorization: Vec<SnapshotNamespace>,
 }
 
 /// One namespace of a restore.
@@ -451,10 +470,32 @@ impl RestorePlan<'_> {
                     bytes: item.source.bytes(),
                 })
                 .collect(),
+            users_and_roles: self.users_and_roles(),
             documents,
             bytes,
         }
     }
+
+    fn users_and_roles(&self) -> UsersAndRoles {
+        match (self.authorization.is_empty(), self.restore.settings.users_and_roles) {
+            (true, _) => UsersAndRoles::None,
+            (false, true) => UsersAndRoles::Merged,
+            (false, false) => UsersAndRoles::LeftOut,
+        }
+    }
+}
+
+/// What becomes of the users and roles in a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum UsersAndRoles {
+    /// It holds none.
+    None,
+    /// They are added to those of the target.
+    Merged,
+    /// They are not asked for.
+    LeftOut,
 }
 
 /// A restore's plan as plain data.
@@ -467,6 +508,8 @@ pub struct RestoreSummary {
     pub consistency: Consistency,
     /// What happens to each namespace.
     pub namespaces: Vec<PlannedNamespace>,
+    /// What happens to users and roles.
+    pub users_and_roles: UsersAndRoles,
     /// Documents in all.
     pub documents: u64,
     /// Bytes of BSON in all.
@@ -518,6 +561,8 @@ pub struct RestoreReport {
     pub bytes: u64,
     /// Indexes built.
     pub indexes: u64,
+    /// What happened to users and roles.
+    pub users_and_roles: UsersAndRoles,
     /// How many documents the target refused.
     pub refused: u64,
     /// The first of them.

@@ -51,7 +51,7 @@ impl RestorePlan<'_> {
     #[tracing::instrument(skip_all, name = "restore", fields(snapshot = %self.manifest.id))]
     pub async fn execute(self) -> Result<RestoreReport> {
         let clock = SystemClock::new();
-        let Self { restore, manifest, items } = &self;
+        let Self { restore, manifest, items, authorization } = &self;
         let (documents, bytes) = self.total();
         let tally = Arc::new(Tally::new(restore.settings.list_refused));
         let data: Vec<&RestoreItem> = items.iter().filter(|item| item.source.kind() != CollectionKind::View).collect();
@@ -78,6 +78,9 @@ impl RestorePlan<'_> {
             meter.finish();
         }
         restore.make_views(items, &tally).await?;
+        if restore.settings.users_and_roles {
+            restore.merge_users_and_roles(authorization).await?;
+        }
         restore.build_indexes(&data, &tally).await?;
         if restore.settles_later() {
             // The definitions too: whatever was written last, by anybody, stands behind all of it.
@@ -93,6 +96,7 @@ impl RestorePlan<'_> {
             documents: totals.documents,
             bytes: totals.bytes,
             indexes: totals.indexes,
+            users_and_roles: self.users_and_roles(),
             refused: totals.refused,
             refused_documents: totals.refused_documents,
             failures: totals.failures,

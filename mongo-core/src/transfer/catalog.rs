@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, fmt};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongodb::{
-    bson::{RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc},
+    bson::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc},
     options::SelectionCriteria,
 };
 
@@ -122,6 +122,47 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// Reads the definitions of the collections that hold users and roles, and adds those that the selection covers; if there are any, also
+    /// `admin.system.version`, which tells their form.
+    ///
+    /// They are of use only to whoever merges them as the server demands it, and are not part of [`read`](Self::read) for that reason.
+    /// Where the privilege is missing (role `backup`, or `userAdminAnyDatabase`) they stay in [`left_out`](Self::left_out).
+    ///
+    /// # Errors
+    /// Those of the server, but for [`ErrorKind::Unauthorized`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub async fn read_users_and_roles(&mut self, deployment: &Deployment, selection: &NamespaceSelection) -> Result<()> {
+        let admin = deployment.database("admin");
+        let names = RawArrayBuf::from_iter(USERS_AND_ROLES);
+        let mut listed =
+            raw::list(&admin, rawdoc! { "listCollections": 1, "filter": { "name": { "$in": names } } }, None).await?;
+        // The version comes last: whether it is wanted depends on the others.
+        listed.sort_by_key(|info| info.get_str("name").is_ok_and(|name| name == "system.version"));
+        let mut found_any = false;
+        for info in listed {
+            let name = info.get_str("name").map_err(|error| Error::corrupt("listCollections sent no name").with_source(error))?;
+            let namespace = Namespace::new("admin", name)?;
+            if !selection.selects(&namespace) || namespace.collection() == "system.version" && !found_any {
+                continue;
+            }
+            // Listing is allowed to many who may not read.
+            match admin.collection::<RawDocumentBuf>(namespace.collection()).find_one(doc! {}).await.map_err(Error::from) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Unauthorized => continue,
+                Err(error) => return Err(error),
+            }
+            let mut entry = CollectionEntry { namespace, kind: CollectionKind::Collection, info, indexes: Vec::new() };
+            entry.read_indexes(&admin, None).await?;
+            found_any = true;
+            self.left_out.retain(|left_out| left_out.namespace != entry.namespace.to_string());
+            self.entries.push(entry);
+        }
+        self.entries.sort_by(|a, b| a.namespace.cmp(&b.namespace));
+        Ok(())
+    }
+
     /// The entry of a namespace.
     pub fn get(&self, namespace: &Namespace) -> Option<&CollectionEntry> {
         let position = self.entries.binary_search_by(|entry| entry.namespace.cmp(namespace)).ok()?;
@@ -193,6 +234,9 @@ impl Catalog {
         Ok(())
     }
 }
+
+/// The collections of `admin` that hold users and roles, and the version of their form.
+const USERS_AND_ROLES: [&str; 3] = ["system.users", "system.roles", "system.version"];
 
 fn unfit(namespace: &Namespace) -> Option<&'static str> {
     let collection = namespace.collection();
@@ -381,7 +425,7 @@ impl CollectionEntry {
         if definitions.is_empty() {
             return Ok(());
         }
-        let mut indexes = bson::RawArrayBuf::new();
+        let mut indexes = RawArrayBuf::new();
         for definition in definitions {
             indexes.push(definition.clone());
         }
