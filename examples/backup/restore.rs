@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use mongo_backup::{Restore, RestoreMode, SnapshotChoice};
-use mongo_core::{Error, Result};
+use mongo_backup::{IdRange, Restore, RestoreMode, SnapshotChoice};
+use mongo_core::{Error, ErrorKind, Result, bson::Bson};
 use mongo_examples::{Access, cancel_on_interrupt, human_bytes, print_json, terminal_progress};
 
 use crate::{inspect::Chosen, place::deployment};
@@ -25,6 +25,15 @@ pub(crate) struct Restoration {
     /// Merge into collections that exist: insert adds what is missing, upsert replaces too, replace overrules the validator
     #[arg(long, value_enum)]
     mode: Option<Mode>,
+    /// Restore one document of a single collection, by its _id: extended JSON as 5 or {"$oid": "…"}, anything else is a string
+    #[arg(long, value_name = "ID", conflicts_with_all = ["id_from", "id_to"])]
+    id: Option<String>,
+    /// Restore the documents of a single collection from this _id on
+    #[arg(long, value_name = "ID")]
+    id_from: Option<String>,
+    /// Restore the documents of a single collection up to this _id
+    #[arg(long, value_name = "ID")]
+    id_to: Option<String>,
     /// Drop each target collection before it is made anew
     #[arg(long)]
     drop: bool,
@@ -71,6 +80,12 @@ impl Restoration {
                 Mode::Upsert => RestoreMode::Upsert,
                 Mode::Replace => RestoreMode::Replace,
             });
+        }
+        let by_id = self.id.is_some() || self.id_from.is_some() || self.id_to.is_some();
+        if by_id {
+            let (from, to) = (self.id.as_ref().or(self.id_from.as_ref()), self.id.as_ref().or(self.id_to.as_ref()));
+            let value = |text: &String| id_value(text);
+            builder = builder.ids(IdRange::between(from.map(value), to.map(value))?);
         }
         if self.users {
             builder = builder.users_and_roles();
@@ -123,6 +138,9 @@ impl Restoration {
                 );
             }
         }
+        if by_id && report.documents + report.refused == 0 {
+            return Err(Error::new(ErrorKind::NotFound, "the snapshot has no document with such an _id in this collection"));
+        }
         if report.is_complete() {
             return Ok(ExitCode::SUCCESS);
         }
@@ -143,4 +161,10 @@ impl Restoration {
         );
         Ok(ExitCode::FAILURE)
     }
+}
+
+/// An `_id` as it is written on a command line.
+fn id_value(text: &str) -> Bson {
+    let parsed = serde_json::from_str::<serde_json::Value>(text).ok().and_then(|json| Bson::try_from(json).ok());
+    parsed.unwrap_or_else(|| Bson::String(text.to_owned()))
 }

@@ -6,7 +6,7 @@ use mongo_backup::fuzzing;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 8 {
+    match which % 10 {
         0 => fuzzing::config(bytes),
         1 => fuzzing::frame(bytes),
         2 => fuzzing::index(bytes),
@@ -14,6 +14,8 @@ fuzz_target!(|bytes: &[u8]| {
         4 => fuzzing::pack(bytes),
         5 => fuzzing::segment(bytes),
         6 => fuzzing::block(bytes),
+        7 => fuzzing::mark(bytes),
+        8 => fuzzing::key(bytes),
         _ => fuzzing::node(bytes),
     }
 });

@@ -35,8 +35,8 @@ pub use repository::{
     manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
 };
 pub use restore::{
-    DefinitionFailure, DropExisting, PlannedNamespace, RefusedDocument, Restore, RestoreAction, RestoreBuilder, RestoreItem,
-    RestoreMode, RestorePlan, RestoreReport, RestoreSettings, RestoreSummary, UsersAndRoles,
+    DefinitionFailure, DocumentFilter, DropExisting, IdRange, PlannedNamespace, RefusedDocument, Restore, RestoreAction,
+    RestoreBuilder, RestoreItem, RestoreMode, RestorePlan, RestoreReport, RestoreSettings, RestoreSummary, UsersAndRoles,
 };
 pub use retention::{RetentionPolicy, Verdict};
 pub use verify::{Problem, Verify, VerifyReport};

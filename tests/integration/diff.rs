@@ -12,12 +12,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use mongo_backup::{
-    ArchiveSink, Backup, Diff, DiffReport, DocumentChange, Key, MemoryArchive, ObjectMeta, ObjectName, Presence, PutMode,
-    PutOutcome, Repository, SnapshotChoice, SnapshotId,
+    ArchiveSink, Backup, Diff, DiffReport, DocumentChange, IdRange, Key, MemoryArchive, ObjectMeta, ObjectName, Presence,
+    PutMode, PutOutcome, Repository, Restore, RestoreMode, SnapshotChoice, SnapshotId,
 };
 use mongo_core::{
     Deployment, ErrorKind, NamespaceSelection, Result,
-    bson::{Document, RawDocumentBuf, doc},
+    bson::{Document, RawDocument, RawDocumentBuf, doc},
 };
 
 use crate::support::{fill, shared};
@@ -158,4 +158,51 @@ async fn two_equal_snapshots_cost_two_objects_and_a_small_change_few() {
     assert_eq!(ids(&report, DocumentChange::Changed), BTreeSet::from([31_000]));
     // On each side: a manifest, a node and a segment of the catalog, a node or two and one segment of the collection.
     assert!(reads.load(SeqCst) <= 16, "{} reads", reads.load(SeqCst));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_document_or_a_range_is_restored_without_reading_the_rest() {
+    let (deployment, database) = shared("one").await;
+    fill(&deployment, &database, "c", 60_000).await;
+    let reads = Arc::new(AtomicU64::new(0));
+    let repository =
+        Repository::open_or_init(Counting(MemoryArchive::new(), Arc::clone(&reads)), Key::unencrypted()).await.unwrap();
+    let snapshot = snapshot(&deployment, &repository, &database).await;
+    let collection = deployment.database(&database).collection::<Document>("c");
+    let lost = collection.find_one_and_delete(doc! { "_id": 31_000 }).await.unwrap().unwrap();
+    collection.delete_many(doc! { "_id": { "$gte": 40_000, "$lte": 40_499 } }).await.unwrap();
+    let restore = |range: IdRange| {
+        let pattern = format!("{database}.c");
+        let builder = Restore::builder(&repository, &snapshot).into(&deployment).namespaces(&pattern).mode(RestoreMode::Insert);
+        builder.ids(range).build().unwrap()
+    };
+    reads.store(0, SeqCst);
+    // A double finds the document whose `_id` is an equal integer, as it does on the server.
+    let report = restore(IdRange::one(31_000.0).unwrap()).run().await.unwrap();
+    assert_eq!((report.documents, report.refused), (1, 0));
+    assert_eq!(collection.find_one(doc! { "_id": 31_000 }).await.unwrap(), Some(lost));
+    // The index, the manifest, the catalog, two or three nodes and one segment.
+    assert!(reads.load(SeqCst) <= 16, "{} reads", reads.load(SeqCst));
+
+    let report = restore(IdRange::between(Some(40_000.into()), Some(40_499.into())).unwrap()).run().await.unwrap();
+    assert_eq!((report.documents, report.refused), (500, 0));
+    assert_eq!(collection.count_documents(doc! {}).await.unwrap(), 60_000);
+    let nothing = restore(IdRange::one("no such document").unwrap()).run().await.unwrap();
+    assert_eq!(nothing.documents, 0);
+
+    let even = |document: &RawDocument| document.get_i32("_id").is_ok_and(|id| id % 2 == 0);
+    let target = format!("{database}_even");
+    let filtered = Restore::builder(&repository, &snapshot)
+        .into(&deployment)
+        .rename(&format!("{database}.*"), &format!("{target}.*"))
+        .filter(Arc::new(even))
+        .build()
+        .unwrap();
+    assert_eq!(filtered.run().await.unwrap().documents, 30_000);
+    let everything = Restore::builder(&repository, &snapshot).into(&deployment).ids(IdRange::one(1).unwrap());
+    fill(&deployment, &database, "d", 1).await;
+    self::snapshot(&deployment, &repository, &database).await;
+    let of_two = Restore::builder(&repository, SnapshotChoice::Latest).into(&deployment).ids(IdRange::one(1).unwrap());
+    assert!(everything.build().is_ok());
+    assert_eq!(of_two.build().unwrap().plan().await.unwrap_err().kind(), ErrorKind::InvalidInput);
 }

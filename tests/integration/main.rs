@@ -24,6 +24,7 @@ mod diff;
 mod encryption;
 mod faults;
 mod fidelity;
+mod golden;
 mod interchange;
 mod kill;
 mod object_store;

@@ -57,6 +57,48 @@ async fn mixed_ids_are_read_exactly_once_at_any_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_compare_as_the_server_sorts_them() {
+    let (_server, deployment) = own().await;
+    awkward::write(&deployment).await;
+    let (random, name) = (fastrand::Rng::with_seed(11), "order");
+    let collection = deployment.database(name).collection::<Document>("c");
+    let mut random = random;
+    for _ in 0..3000 {
+        let (small, large) = (random.i32(-20..20), random.i64(..));
+        let id: Bson = match random.u8(0..12) {
+            0 => small.into(),
+            1 => large.into(),
+            2 => (f64::from(small) / 4.0).into(),
+            3 => f64::from_bits(random.u64(..)).into(),
+            4 => Bson::Decimal128(format!("{small}.{}E{}", random.u16(..), small).parse().unwrap()),
+            5 => (large as f64).into(),
+            6 => doc! { "a": small, "b": "x" }.into(),
+            7 => doc! { "b": f64::from(small) }.into(),
+            8 => format!("{small} ü").into(),
+            9 => mongo_core::bson::Binary {
+                subtype: (random.u8(0..2) * 128).into(),
+                bytes: vec![random.u8(..); random.usize(0..3)],
+            }
+            .into(),
+            10 => Timestamp { time: random.u32(..), increment: random.u32(..) }.into(),
+            _ => mongo_core::bson::DateTime::from_millis(large >> 20).into(),
+        };
+        // Equal numbers have one place, and the second is refused.
+        let _ = collection.insert_one(doc! { "_id": id }).await;
+    }
+    for namespace in ["order.c", "awkward.mixed_ids"] {
+        let source = ScanSource::new(deployment.clone(), namespace.parse().unwrap());
+        let all = read(&source, KeyRange::everything()).await;
+        let keys: Vec<_> = all.iter().map(|document| Key::of(document).unwrap()).collect();
+        for (position, pair) in keys.windows(2).enumerate() {
+            let ids = || (pair[0].to_extended_json(), pair[1].to_extended_json());
+            assert!(pair[0].compare(&pair[1]).is_lt(), "{namespace}, {position}: {:?}", ids());
+            assert!(pair[1].compare(&pair[0]).is_gt(), "{namespace}, {position}: {:?}", ids());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_in_mixed_ids_loses_neither_end() {
     let (server, deployment) = own().await;
     awkward::write(&deployment).await;

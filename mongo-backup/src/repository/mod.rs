@@ -318,6 +318,14 @@ pub mod fuzzing {
         }
     }
 
+    pub fn archive(bytes: &[u8]) {
+        crate::interchange::fuzzing::archive(bytes);
+    }
+
+    pub fn metadata(text: &str) {
+        crate::interchange::fuzzing::metadata(text);
+    }
+
     pub fn mark(bytes: &[u8]) {
         condemned::parse_any(bytes);
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mongo_core::{Error, ErrorKind, Result};
+use mongo_core::{Error, ErrorKind, Result, transfer::partition::Key};
 
 use super::{
     Repository,
@@ -16,6 +16,7 @@ use super::{
     segment::{Content, SegmentId},
     tree::{self, TreeEntry, TreeRoot},
 };
+use crate::restore::IdRange;
 
 impl Repository {
     /// Reads some segments, in the order asked for. Neighbours in a pack are read in one go, and each block once.
@@ -148,8 +149,13 @@ impl Repository {
 
     /// A walk over the segments of a tree, in order.
     pub(crate) fn walk(&self, root: &TreeRoot) -> Result<TreeWalk> {
+        self.walk_range(root, None)
+    }
+
+    /// A walk over the segments that can hold documents of a range, in order. The collection must have been read by its `_id`s.
+    pub(crate) fn walk_range(&self, root: &TreeRoot, range: Option<&IdRange>) -> Result<TreeWalk> {
         let pending = root.node_id()?.into_iter().map(Pending::Node).collect();
-        Ok(TreeWalk { repository: self.clone(), pending, nodes: Vec::new() })
+        Ok(TreeWalk { repository: self.clone(), range: range.cloned(), pending, nodes: Vec::new() })
     }
 }
 
@@ -157,6 +163,7 @@ impl Repository {
 #[derive(Debug)]
 pub(crate) struct TreeWalk {
     repository: Repository,
+    range: Option<IdRange>,
     /// What is left to visit, last first.
     pending: Vec<Pending>,
     nodes: Vec<SegmentId>,
@@ -178,6 +185,10 @@ impl TreeWalk {
                     let node = self.repository.read_segments(Content::Node, &[id]).await?;
                     let (height, entries) = tree::decode(node.first().map(|bytes| &bytes[..]).unwrap_or_default())?;
                     self.nodes.push(id);
+                    let entries = match &self.range {
+                        Some(range) => within(entries, range)?,
+                        None => entries,
+                    };
                     let children = entries.into_iter().rev();
                     if height == 0 {
                         self.pending.extend(children.map(Pending::Segment));
@@ -193,6 +204,13 @@ impl TreeWalk {
     pub(crate) fn take_nodes(&mut self) -> Vec<SegmentId> {
         std::mem::take(&mut self.nodes)
     }
+}
+
+/// The entries of a node that can hold documents of a range. Where a part begins, the one before it has ended.
+fn within(entries: Vec<TreeEntry>, range: &IdRange) -> Result<Vec<TreeEntry>> {
+    let firsts: Vec<Key> = entries.iter().map(|entry| Key::of_element(&entry.first_id)).collect::<Result<_>>()?;
+    let may_hold = |position: usize| firsts.get(position).is_none_or(|first| range.may_hold(first, firsts.get(position + 1)));
+    Ok(entries.into_iter().enumerate().filter(|(position, _)| may_hold(*position)).map(|(_, entry)| entry).collect())
 }
 
 fn damaged(what: &'static str, location: &Location) -> Error {

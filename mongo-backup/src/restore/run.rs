@@ -22,7 +22,10 @@ use mongo_core::{
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{DefinitionFailure, DropExisting, RefusedDocument, Restore, RestoreItem, RestoreMode, RestorePlan, RestoreReport};
+use super::{
+    DefinitionFailure, DropExisting, RefusedDocument, Restore, RestoreItem, RestoreMode, RestorePlan, RestoreReport,
+    ids::DocumentChoice,
+};
 use crate::{
     metrics::RestoreMetrics,
     repository::{
@@ -66,7 +69,11 @@ impl RestorePlan<'_> {
             }
         }
         let pending = Arc::new(PendingMajority::new());
-        let meter = Arc::new(PhaseMeter::start(Arc::clone(&restore.progress), "data", Total::exact(documents, bytes)));
+        let meter = Arc::new(PhaseMeter::start(
+            Arc::clone(&restore.progress),
+            "data",
+            if restore.choice.is_everything() { Total::exact(documents, bytes) } else { Total::Unknown },
+        ));
         // A reader of GridFS looks for the file first: once it is there, its chunks must be.
         let files = gridfs_files(items);
         let (last, first): (Vec<&RestoreItem>, Vec<&RestoreItem>) =
@@ -168,6 +175,7 @@ impl Restore {
                 paced.write_concern = self.write_concern.clone();
                 let writer = Writer {
                     repository: self.repository.clone(),
+                    choice: self.choice.clone(),
                     target: Arc::new(target),
                     paced: Arc::new(paced),
                     name: item.target.clone(),
@@ -178,7 +186,8 @@ impl Restore {
                     tally: Arc::clone(tally),
                     stop: stop.clone(),
                 };
-                let walk = self.repository.walk(&item.source.root)?;
+                let by_id = item.source.in_id_order && matches!(item.source.entry().options().get("collation"), Ok(None));
+                let walk = self.repository.walk_range(&item.source.root, self.choice.ids.as_ref().filter(|_| by_id))?;
                 let mut groups = Groups { repository: self.repository.clone(), walk, ahead: None };
                 // The order of a capped collection is part of its content: one batch after the other.
                 let in_order = item.source.entry().is_capped();
@@ -366,6 +375,7 @@ impl Groups {
 #[derive(Clone)]
 struct Writer {
     repository: Repository,
+    choice: DocumentChoice,
     target: Arc<WriteTarget>,
     /// The same with the restore's own write concern, for one batch in some: so that the members that follow are never left far behind.
     paced: Arc<WriteTarget>,
@@ -390,7 +400,17 @@ impl Writer {
                     .with_context("segment", format!("{:?}", entry.id)));
             }
         }
-        let documents: Vec<&RawDocument> = segments.iter().flat_map(|segment| documents_of(segment)).collect::<Result<_>>()?;
+        let mut documents: Vec<&RawDocument> =
+            segments.iter().flat_map(|segment| documents_of(segment)).collect::<Result<_>>()?;
+        if !self.choice.is_everything() {
+            let mut chosen = Vec::new();
+            for document in documents {
+                if self.choice.takes(document)? {
+                    chosen.push(document);
+                }
+            }
+            documents = chosen;
+        }
         for batch in documents.chunks(BATCH_DOCUMENTS) {
             if self.stop.is_cancelled() {
                 return Err(Error::cancelled());

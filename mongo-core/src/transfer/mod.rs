@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`catalog`] | reads and recreates collections and indexes exactly, from raw `listCollections` to raw `create` |
 //! | [`partition`] | cuts a collection into `_id` ranges without losing mixed types |
+//! | [`partition::Key::compare`] | the order of `_id`s in an index |
 //! | [`scan`] | raw batches of one range, restarted from the last key, with memory bounded in bytes |
 //! | [`write`](mod@write) | raw bulk writes with an outcome for every document that was refused |
 //! | [`majority`] | waits once for a majority instead of after every batch |
@@ -13,6 +14,7 @@
 
 pub mod catalog;
 pub mod majority;
+mod order;
 pub mod partition;
 pub mod scan;
 pub mod write;

@@ -17,7 +17,7 @@ use mongodb::{
 use super::{catalog::CollectionEntry, raw};
 use crate::{
     connect::{Deployment, ServerVersion},
-    error::Result,
+    error::{Error, Result},
     namespace::Namespace,
 };
 
@@ -32,6 +32,20 @@ impl Key {
     /// [`ErrorKind::CorruptData`](crate::ErrorKind::CorruptData) when the document has no `_id` or is malformed.
     pub fn of(document: &RawDocument) -> Result<Self> {
         raw::id_of(document)?.alone_as("_id").map(Self)
+    }
+
+    /// The key whose element, as [`leading_id`](super::leading_id) gives it, stands in these bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptData`](crate::ErrorKind::CorruptData) for anything else.
+    pub fn of_element(element: &[u8]) -> Result<Self> {
+        let malformed = || Error::corrupt("there is no _id where one should be");
+        let length = i32::try_from(element.len() + 5).map_err(|_| malformed())?;
+        let document = [&length.to_le_bytes()[..], element, &[0]].concat();
+        if super::leading_id(&document).map(<[u8]>::len) != Some(element.len()) {
+            return Err(malformed());
+        }
+        RawDocumentBuf::from_bytes(document).map(Self).map_err(|error| malformed().with_source(error))
     }
 
     /// The document `{_id: …}`, as `min`, `max` and a filter for documents take it.
