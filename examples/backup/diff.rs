@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use mongo_backup::{Diff, DiffReport, DocumentChange, Presence, SnapshotChoice};
+use mongo_backup::{Diff, DiffReport, DocumentChange, NamespaceDiff, Presence, SnapshotChoice};
 use mongo_core::{Error, NamespaceSelection, Result};
 use mongo_examples::{Access, cancel_on_interrupt, print_json, terminal_progress};
 
@@ -74,29 +74,32 @@ fn print_diff(report: &DiffReport) {
     if report.is_empty() {
         println!("no difference");
     }
-    for namespace in &report.namespaces {
-        let what = match namespace.presence {
-            Presence::Added => " (new)",
-            Presence::Removed => " (gone)",
-            _ if namespace.definition_changed => " (options or indexes changed)",
-            _ => "",
+    report.namespaces.iter().for_each(print_namespace);
+}
+
+/// How a namespace differs, document by document as far as they are listed.
+pub(crate) fn print_namespace(namespace: &NamespaceDiff) {
+    let what = match namespace.presence {
+        Presence::Added => " (new)",
+        Presence::Removed => " (gone)",
+        _ if namespace.definition_changed => " (options or indexes changed)",
+        _ => "",
+    };
+    println!(
+        "{}{what}: {} added, {} removed, {} changed",
+        namespace.namespace, namespace.added, namespace.removed, namespace.changed
+    );
+    for document in &namespace.listed {
+        let mark = match document.change {
+            DocumentChange::Added => '+',
+            DocumentChange::Removed => '-',
+            _ => '~',
         };
-        println!(
-            "{}{what}: {} added, {} removed, {} changed",
-            namespace.namespace, namespace.added, namespace.removed, namespace.changed
-        );
-        for document in &namespace.listed {
-            let mark = match document.change {
-                DocumentChange::Added => '+',
-                DocumentChange::Removed => '-',
-                _ => '~',
-            };
-            println!("  {mark} {}", document.id);
-        }
-        let listed = namespace.listed.len() as u64;
-        let all = namespace.added + namespace.removed + namespace.changed;
-        if namespace.presence == Presence::Both && listed < all {
-            println!("  and {} more", all - listed);
-        }
+        println!("  {mark} {}", document.id);
+    }
+    let listed = namespace.listed.len() as u64;
+    let all = namespace.added + namespace.removed + namespace.changed;
+    if namespace.presence == Presence::Both && listed < all {
+        println!("  and {} more", all - listed);
     }
 }

@@ -22,7 +22,8 @@ pub(crate) struct Restoration {
     /// Restore under another name, as shop.*=shop_copy.*
     #[arg(long, value_name = "FROM=TO")]
     rename: Vec<String>,
-    /// Merge into collections that exist: insert adds what is missing, upsert replaces too, replace overrules the validator
+    /// Merge into collections that exist: insert adds what is missing, upsert replaces too, replace overrules the validator, mirror also
+    /// deletes what the snapshot does not have
     #[arg(long, value_enum)]
     mode: Option<Mode>,
     /// Restore one document of a single collection, by its _id: extended JSON as 5 or {"$oid": "…"}, anything else is a string
@@ -50,6 +51,7 @@ enum Mode {
     Insert,
     Upsert,
     Replace,
+    Mirror,
 }
 
 impl Restoration {
@@ -79,6 +81,7 @@ impl Restoration {
                 Mode::Insert => RestoreMode::Insert,
                 Mode::Upsert => RestoreMode::Upsert,
                 Mode::Replace => RestoreMode::Replace,
+                Mode::Mirror => RestoreMode::Mirror,
             });
         }
         let by_id = self.id.is_some() || self.id_from.is_some() || self.id_to.is_some();
@@ -126,6 +129,9 @@ impl Restoration {
                 report.indexes,
                 report.seconds
             );
+            if report.deleted > 0 {
+                println!("deleted      {} documents that the snapshot does not have", report.deleted);
+            }
             for refused in &report.refused_documents {
                 println!("refused      {} {}: {}", refused.namespace, refused.id, refused.reason);
             }

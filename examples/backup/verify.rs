@@ -3,11 +3,16 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use mongo_backup::{SnapshotChoice, Verify};
+use mongo_backup::{LiveDiff, LiveDiffReport, SnapshotChoice, Verify, VerifyReport};
 use mongo_core::Result;
 use mongo_examples::{Access, cancel_on_interrupt, human_bytes, print_json, terminal_progress};
 
-use crate::place::Place;
+use serde::Serialize;
+
+use crate::{
+    diff::print_namespace,
+    place::{Place, deployment},
+};
 
 #[derive(Args)]
 pub(crate) struct Verification {
@@ -16,6 +21,15 @@ pub(crate) struct Verification {
     /// Only this snapshot, by id, or latest; without it, all
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
+    /// Only structure and checksums: decode no document
+    #[arg(long, conflicts_with_all = ["deep", "against"])]
+    quick: bool,
+    /// Also compare a snapshot with a deployment, the one given by --against, document by document
+    #[arg(long, requires = "against")]
+    deep: bool,
+    /// The deployment to compare with
+    #[arg(long, value_name = "URI", requires = "deep")]
+    against: Option<String>,
 }
 
 pub(crate) async fn verify(verification: &Verification, json: bool) -> Result<ExitCode> {
@@ -24,9 +38,21 @@ pub(crate) async fn verify(verification: &Verification, json: bool) -> Result<Ex
     if let Some(snapshot) = &verification.snapshot {
         verify = verify.snapshot(snapshot.parse::<SnapshotChoice>()?);
     }
+    if verification.quick {
+        verify = verify.quick();
+    }
     let report = verify.run().await?;
+    let live = match &verification.against {
+        Some(uri) => {
+            let chosen: SnapshotChoice = verification.snapshot.as_deref().unwrap_or("latest").parse()?;
+            let deployment = deployment(Some(uri)).await?;
+            let diff = LiveDiff::new(&repository, chosen, &deployment).progress(terminal_progress());
+            Some(diff.cancellation(cancel_on_interrupt()).run().await?)
+        }
+        None => None,
+    };
     if json {
-        print_json(&report)?;
+        print_json(&Verified { report: &report, live: live.as_ref() })?;
     } else {
         println!(
             "checked {} snapshots: {} packs, {} segments, {} documents, {}",
@@ -47,7 +73,7 @@ pub(crate) async fn verify(verification: &Verification, json: bool) -> Result<Ex
         }
     }
     if report.is_sound() {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(live.map_or(ExitCode::SUCCESS, |live| print_live(&live, json)));
     }
     let objects: Vec<&str> = report.problems.iter().filter_map(|problem| problem.object.as_deref()).take(3).collect();
     eprintln!(
@@ -56,4 +82,29 @@ pub(crate) async fn verify(verification: &Verification, json: bool) -> Result<Ex
         objects.join(" ")
     );
     Ok(ExitCode::FAILURE)
+}
+
+#[derive(Serialize)]
+struct Verified<'a> {
+    #[serde(flatten)]
+    report: &'a VerifyReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<&'a LiveDiffReport>,
+}
+
+fn print_live(live: &LiveDiffReport, json: bool) -> ExitCode {
+    if !json {
+        println!("compared     {} documents are as snapshot {} has them", live.alike, live.snapshot);
+        live.namespaces.iter().for_each(print_namespace);
+    }
+    if live.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    let differences: u64 = live.namespaces.iter().map(|namespace| namespace.added + namespace.removed + namespace.changed).sum();
+    eprintln!(
+        "error: the deployment differs from snapshot {} in {} namespace(s), {differences} document(s): what was written since then differs too",
+        live.snapshot,
+        live.namespaces.len()
+    );
+    ExitCode::FAILURE
 }

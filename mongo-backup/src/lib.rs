@@ -4,6 +4,7 @@ mod archive;
 mod backup;
 mod diff;
 mod interchange;
+mod live;
 pub mod metrics;
 mod prune;
 mod repository;
@@ -28,6 +29,7 @@ pub use archive::{FailingArchive, FailureMode, conformance};
 pub use backup::{Backup, BackupBuilder, BackupPlan, BackupReport, BackupSettings, ConsistencyDemand, NamespaceReport};
 pub use diff::{Diff, DiffReport, DocumentChange, DocumentDiff, NamespaceDiff, Presence};
 pub use interchange::{Export, ExportReport, Import, ImportReport};
+pub use live::{LiveDiff, LiveDiffReport};
 pub use prune::{Prune, PrunePlan, PruneReport, PruneSummary};
 pub use repository::{
     Repository, SnapshotChoice, SnapshotList,

@@ -1,10 +1,11 @@
 //! B7: what a restore does with names and with what is there.
 
 use mongo_backup::{
-    Backup, BackupReport, Key, MemoryArchive, Repository, Restore, RestoreAction, RestoreBuilder, RestoreMode, UsersAndRoles,
+    Backup, BackupReport, Key, LiveDiff, MemoryArchive, Repository, Restore, RestoreAction, RestoreBuilder, RestoreMode,
+    UsersAndRoles,
 };
 use mongo_core::{
-    Deployment, ErrorKind,
+    Deployment, ErrorKind, NamespaceSelection,
     bson::{Document, doc},
 };
 
@@ -232,4 +233,48 @@ async fn users_and_roles_are_kept_and_come_back_when_they_are_asked_for() {
     assert_eq!(roles.get_array("roles").unwrap().len(), 1);
     let left: Vec<String> = admin.list_collection_names().await.unwrap();
     assert!(!left.iter().any(|name| name.starts_with("mongo_backup")), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirroring_makes_the_target_what_the_snapshot_is_and_a_live_comparison_proves_it() {
+    let (deployment, database) = shared("mirror").await;
+    fill(&deployment, &database, "c", 5000).await;
+    let db = deployment.database(&database);
+    // Under a collation the order of `_id`s is not that of their values.
+    db.run_command(doc! { "create": "collated", "collation": { "locale": "fr", "strength": 3 } }).await.unwrap();
+    let words = db.collection::<Document>("collated");
+    words.insert_many(["b", "A", "a", "É", "e", "Z"].map(|word| doc! { "_id": word })).await.unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::host([1; 32])).await.unwrap();
+    let pattern = format!("{database}.*");
+    let report = Backup::builder(&deployment, &repository).namespaces(&pattern).build().unwrap().run().await.unwrap();
+    let before = db_hash(&deployment, &database).await;
+    let compare =
+        || async { LiveDiff::new(&repository, &report.id, &deployment).selection(selection(&pattern)).run().await.unwrap() };
+    let same = compare().await;
+    assert!(same.is_empty() && same.alike == 5006, "{same:?}");
+
+    let collection = db.collection::<Document>("c");
+    collection.update_many(doc! { "_id": { "$lt": 10 } }, doc! { "$set": { "changed": 1 } }).await.unwrap();
+    collection.delete_many(doc! { "_id": { "$gte": 4990 } }).await.unwrap();
+    collection.insert_many((0..7).map(|number| doc! { "_id": format!("new {number}") })).await.unwrap();
+    words.insert_one(doc! { "_id": "new" }).await.unwrap();
+    words.delete_one(doc! { "_id": "É" }).await.unwrap();
+    let different = compare().await;
+    let counts = |name: &str| {
+        let found = different.namespaces.iter().find(|found| found.namespace.collection() == name).unwrap();
+        (found.added, found.removed, found.changed, found.definition_changed)
+    };
+    assert_eq!((counts("c"), counts("collated")), ((7, 10, 10, false), (1, 1, 0, false)));
+
+    let restore = || Restore::builder(&repository, &report.id).into(&deployment).mode(RestoreMode::Mirror);
+    let refused = restore().filter(std::sync::Arc::new(|_| true)).build().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+    let mirrored = restore().build().unwrap().run().await.unwrap();
+    assert_eq!((mirrored.deleted, mirrored.refused), (8, 0));
+    assert!(compare().await.is_empty());
+    assert_eq!(db_hash(&deployment, &database).await, before);
+}
+
+fn selection(pattern: &str) -> NamespaceSelection {
+    NamespaceSelection::all().including(pattern).unwrap()
 }

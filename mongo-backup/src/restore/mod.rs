@@ -1,6 +1,7 @@
 //! Bringing a snapshot back: plan, inspect, run, report.
 
 mod ids;
+mod mirror;
 mod run;
 mod users;
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::ids::DocumentChoice;
 pub use self::ids::{DocumentFilter, IdRange};
+pub(crate) use self::users::is_authorization;
 use crate::{
     metrics::RestoreMetrics,
     repository::{
@@ -43,6 +45,8 @@ pub enum RestoreMode {
     Upsert,
     /// As upsert, and the backup wins over the target's validator too (needs the role `restore` or `bypassDocumentValidation`).
     Replace,
+    /// As replace, and documents that the backup does not have are deleted from these collections. Other collections stay.
+    Mirror,
 }
 
 /// What a restore takes and how hard it works.
@@ -212,6 +216,11 @@ impl RestoreBuilder {
         if self.settings.drop_existing == DropExisting::Yes && self.settings.mode != RestoreMode::Create {
             return Err(Error::invalid("dropping first and merging into what exists exclude each other: choose one"));
         }
+        if self.settings.mode == RestoreMode::Mirror && !self.choice.is_everything() {
+            return Err(Error::invalid(
+                "mirroring deletes what is not restored, so it restores whole collections: leave the choice of documents out",
+            ));
+        }
         if matches!(self.write_concern.w, Some(mongo_core::mongodb::options::Acknowledgment::Nodes(0))) {
             return Err(Error::invalid(
                 "a restore with unacknowledged writes could lose documents in silence: choose w of 1 or more",
@@ -301,7 +310,7 @@ impl Restore {
                 .with_context("snapshot", &manifest.id));
         }
         let (authorization, all): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|namespace| users::is_authorization(namespace.namespace()));
+            all.into_iter().partition(|namespace| is_authorization(namespace.namespace()));
         let authorization: Vec<SnapshotNamespace> =
             authorization.into_iter().filter(|namespace| self.settings.selection.selects(namespace.namespace())).collect();
         if self.settings.users_and_roles && authorization.is_empty() {
@@ -585,6 +594,8 @@ pub struct RestoreReport {
     pub documents: u64,
     /// Their bytes of BSON.
     pub bytes: u64,
+    /// Documents that were deleted because the snapshot does not have them.
+    pub deleted: u64,
     /// Indexes built.
     pub indexes: u64,
     /// What happened to users and roles.

@@ -84,6 +84,7 @@ impl RestorePlan<'_> {
         if let Ok(meter) = Arc::try_unwrap(meter) {
             meter.finish();
         }
+        let deleted = restore.delete_extras(&data).await?;
         restore.make_views(items, &tally).await?;
         if restore.settings.users_and_roles {
             restore.merge_users_and_roles(authorization).await?;
@@ -102,6 +103,7 @@ impl RestorePlan<'_> {
             namespaces: items.len() as u64,
             documents: totals.documents,
             bytes: totals.bytes,
+            deleted,
             indexes: totals.indexes,
             users_and_roles: self.users_and_roles(),
             refused: totals.refused,
@@ -113,7 +115,7 @@ impl RestorePlan<'_> {
 }
 
 impl Restore {
-    fn check_cancelled(&self) -> Result<()> {
+    pub(super) fn check_cancelled(&self) -> Result<()> {
         if self.cancel.is_cancelled() { Err(Error::cancelled()) } else { Ok(()) }
     }
 
@@ -252,10 +254,10 @@ impl Restore {
         let mut target = WriteTarget::new(self.target.clone(), namespace);
         let merges = item.existing.is_some() && self.settings.drop_existing == DropExisting::No;
         target.mode = match (merges, self.settings.mode) {
-            (true, RestoreMode::Upsert | RestoreMode::Replace) => WriteMode::Upsert,
+            (true, RestoreMode::Upsert | RestoreMode::Replace | RestoreMode::Mirror) => WriteMode::Upsert,
             _ => WriteMode::Insert,
         };
-        target.bypass_validation = !merges || self.settings.mode == RestoreMode::Replace;
+        target.bypass_validation = !merges || matches!(self.settings.mode, RestoreMode::Replace | RestoreMode::Mirror);
         target.ordered = entry.is_capped() && !merges;
         target.write_concern = if self.settles_later() { WriteConcern::nodes(1) } else { self.write_concern.clone() };
         Ok(target)

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Whether a namespace holds users or roles, or the version of their form.
-pub(super) fn is_authorization(namespace: &Namespace) -> bool {
+pub(crate) fn is_authorization(namespace: &Namespace) -> bool {
     namespace.database() == "admin" && USERS_AND_ROLES.contains(&namespace.collection())
 }
 

@@ -7,12 +7,14 @@
 //! | [`partition::Key::compare`] | the order of `_id`s in an index |
 //! | [`scan`] | raw batches of one range, restarted from the last key, with memory bounded in bytes |
 //! | [`write`](mod@write) | raw bulk writes with an outcome for every document that was refused |
+//! | [`compare`] | two copies of a collection, down to the `_id`s that differ |
 //! | [`majority`] | waits once for a majority instead of after every batch |
 //!
 //! Documents travel as the bytes that the server sent: nothing on the way decodes and encodes them, so duplicate field
 //! names, NaN payloads and whatever a newer server adds arrive unchanged.
 
 pub mod catalog;
+pub mod compare;
 pub mod majority;
 mod order;
 pub mod partition;
