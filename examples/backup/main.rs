@@ -2,6 +2,7 @@
 //!
 //! With no arguments it shows itself off on a MongoDB of its own.
 
+mod audit;
 mod create;
 mod diff;
 mod exchange;
@@ -55,6 +56,8 @@ enum Command {
     Export(exchange::Exporting),
     /// Take in a dump of mongodump or a logical backup of Percona's
     Import(exchange::Importing),
+    /// Show who did what, and how it ended: what was done with --actor
+    Audit(place::Place),
     /// List, add, remove and rotate the keys of an encrypted repository
     Key(keys::Keys),
 }
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
             Some(Command::Prune(pruning)) => pruning.run(json).await,
             Some(Command::Export(exporting)) => exporting.run(json).await,
             Some(Command::Import(importing)) => importing.run(json).await,
+            Some(Command::Audit(place)) => audit::audit(&place, json).await,
             Some(Command::Key(keys)) => keys.run(json).await,
         }
     })

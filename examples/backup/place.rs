@@ -1,9 +1,9 @@
 //! Where the repository lies, and what is backed up into it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
-use mongo_backup::Repository;
+use mongo_backup::{Repository, RepositoryAudit};
 use mongo_core::{ConnectOptions, Deployment, Error, Result, connect};
 use mongo_examples::{Access, key, repository};
 
@@ -15,11 +15,18 @@ pub(crate) struct Place {
     /// A file whose first line is the passphrase of an encrypted repository; a new repository made with one is encrypted
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    /// Record what is done, and that it was done by NAME, in the repository
+    #[arg(long, value_name = "NAME")]
+    actor: Option<String>,
 }
 
 impl Place {
     pub(crate) async fn open(&self, access: Access) -> Result<Repository> {
-        repository(&self.archive, key(self.key_file.as_deref())?, access).await
+        let repository = repository(&self.archive, key(self.key_file.as_deref())?, access).await?;
+        Ok(match &self.actor {
+            Some(actor) => repository.audited(actor, Arc::new(RepositoryAudit::new(&repository))),
+            None => repository,
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod archive;
+mod audit;
 mod backup;
 mod diff;
 mod interchange;
@@ -26,6 +27,7 @@ pub use archive::ObjectStoreArchive;
 pub use archive::{ArchiveSink, LocalArchive, MemoryArchive, ObjectMeta, ObjectName, PutMode, PutOutcome};
 #[cfg(any(test, feature = "testkit"))]
 pub use archive::{FailingArchive, FailureMode, conformance};
+pub use audit::{AuditAction, AuditRecord, AuditSink, MemoryAudit, OperationState, RepositoryAudit};
 pub use backup::{Backup, BackupBuilder, BackupPlan, BackupReport, BackupSettings, ConsistencyDemand, NamespaceReport};
 pub use diff::{Diff, DiffReport, DocumentChange, DocumentDiff, NamespaceDiff, Presence};
 pub use interchange::{Export, ExportReport, Import, ImportReport};

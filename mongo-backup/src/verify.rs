@@ -12,15 +12,18 @@ use mongo_core::{
 };
 use serde::Serialize;
 
-use crate::repository::{
-    Repository, SnapshotChoice,
-    block::Decompressor,
-    documents_of,
-    index::Location,
-    manifest::{SnapshotId, SnapshotManifest},
-    pack::{self, PackId},
-    segment::{Content, SegmentId},
-    tree::TreeRoot,
+use crate::{
+    audit::AuditAction,
+    repository::{
+        Repository, SnapshotChoice,
+        block::Decompressor,
+        documents_of,
+        index::Location,
+        manifest::{SnapshotId, SnapshotManifest},
+        pack::{self, PackId},
+        segment::{Content, SegmentId},
+        tree::TreeRoot,
+    },
 };
 
 /// Checks snapshots.
@@ -136,6 +139,13 @@ impl Verify {
     /// Dropping the future ends the check.
     #[tracing::instrument(skip_all, name = "verify")]
     pub async fn run(self) -> Result<VerifyReport> {
+        let repository = self.repository.clone();
+        let subject = [("snapshot", format!("{:?}", self.snapshot)), ("depth", format!("{:?}", self.depth))];
+        let found = |report: &VerifyReport| Some(("problems", report.problems.len().to_string()));
+        repository.recorded(AuditAction::Verify, subject, self.run_unrecorded(), found).await
+    }
+
+    async fn run_unrecorded(self) -> Result<VerifyReport> {
         let mut report =
             VerifyReport { snapshots: Vec::new(), packs: 0, segments: 0, documents: 0, bytes: 0, problems: Vec::new() };
         let manifests = match &self.snapshot {

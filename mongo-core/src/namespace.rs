@@ -225,6 +225,15 @@ pub struct NamespaceSelection {
     pub exclude: Vec<NamespacePattern>,
 }
 
+/// As `everything`, or `shop.* but not shop.cache`.
+impl fmt::Display for NamespaceSelection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |patterns: &[NamespacePattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        f.write_str(&if self.include.is_empty() { "everything".to_owned() } else { list(&self.include) })?;
+        if self.exclude.is_empty() { Ok(()) } else { write!(f, " but not {}", list(&self.exclude)) }
+    }
+}
+
 impl NamespaceSelection {
     /// Everything.
     pub fn all() -> Self {

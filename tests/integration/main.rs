@@ -12,6 +12,7 @@
     reason = "a test says by panicking that something is wrong, and its numbers are its own"
 )]
 
+mod audit;
 mod awkward;
 mod backup;
 mod bad_input;

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use self::session::Session;
 use crate::{
+    audit::AuditAction,
     metrics,
     repository::{
         Repository,
@@ -376,6 +377,14 @@ impl BackupPlan<'_> {
     /// A dropped future makes no snapshot either, but its tasks may end a little later.
     #[tracing::instrument(skip_all, name = "backup")]
     pub async fn execute(self) -> Result<BackupReport> {
+        let backup = self.backup;
+        let subject =
+            [("deployment", backup.deployment.topology().to_string()), ("selection", backup.settings.selection.to_string())];
+        let work = self.execute_unrecorded();
+        backup.repository.recorded(AuditAction::Backup, subject, work, |report| Some(("snapshot", report.id.to_string()))).await
+    }
+
+    async fn execute_unrecorded(self) -> Result<BackupReport> {
         let started = DateTime::now();
         self.backup.repository.make().await?;
         let session = Session::begin(&self.backup.repository, started).await?;

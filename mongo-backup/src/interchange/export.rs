@@ -21,11 +21,14 @@ use super::{
     metadata::Metadata,
     names,
 };
-use crate::repository::{
-    Repository, SnapshotChoice,
-    condemned::TOOL,
-    manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
-    segment::Content,
+use crate::{
+    audit::AuditAction,
+    repository::{
+        Repository, SnapshotChoice,
+        condemned::TOOL,
+        manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
+        segment::Content,
+    },
 };
 
 /// Writes a snapshot in a format of mongodump, for mongorestore and whatever else reads it.
@@ -147,6 +150,12 @@ impl Export {
     /// A dropped future leaves the stream half written.
     #[tracing::instrument(skip_all, name = "export")]
     pub async fn to_archive(self, out: impl Write + Send + 'static) -> Result<ExportReport> {
+        let repository = self.repository.clone();
+        let subject = [("format", "archive".to_owned()), ("snapshot", format!("{:?}", self.snapshot))];
+        repository.recorded(AuditAction::Export, subject, self.to_archive_unrecorded(out), |_| None).await
+    }
+
+    async fn to_archive_unrecorded(self, out: impl Write + Send + 'static) -> Result<ExportReport> {
         let (manifest, namespaces) = self.contents().await?;
         let server = manifest.server_version.clone();
         let gzip = self.gzip;
@@ -171,7 +180,12 @@ impl Export {
     /// A dropped future leaves at most a directory that ends in `.partial`.
     #[tracing::instrument(skip_all, name = "export")]
     pub async fn to_directory(self, path: impl Into<PathBuf>) -> Result<ExportReport> {
-        let path = path.into();
+        let repository = self.repository.clone();
+        let subject = [("format", "directory".to_owned()), ("snapshot", format!("{:?}", self.snapshot))];
+        repository.recorded(AuditAction::Export, subject, self.to_directory_unrecorded(path.into()), |_| None).await
+    }
+
+    async fn to_directory_unrecorded(self, path: PathBuf) -> Result<ExportReport> {
         refuse_existing(&path)?;
         let partial = partial(&path);
         if partial.exists() {

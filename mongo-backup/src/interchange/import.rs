@@ -24,6 +24,7 @@ use super::{
     metadata::Metadata,
 };
 use crate::{
+    audit::AuditAction,
     backup::session::Session,
     repository::{
         Repository,
@@ -174,6 +175,13 @@ impl Import {
 
     #[tracing::instrument(skip_all, name = "import")]
     async fn take_in(self, what: &str, reading: Reading) -> Result<ImportReport> {
+        let repository = self.repository.clone();
+        let work = self.take_in_unrecorded(what, reading);
+        let snapshot = |report: &ImportReport| Some(("snapshot", report.id.to_string()));
+        repository.recorded(AuditAction::Import, [("from", what.to_owned())], work, snapshot).await
+    }
+
+    async fn take_in_unrecorded(self, what: &str, reading: Reading) -> Result<ImportReport> {
         let started = DateTime::now();
         self.repository.make().await?;
         let session = Session::begin(&self.repository, started).await?;

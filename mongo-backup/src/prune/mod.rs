@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use self::live::Live;
 use crate::{
+    audit::AuditAction,
     repository::{
         Repository,
         condemned::Condemned,
@@ -331,6 +332,16 @@ impl PrunePlan<'_> {
     /// A dropped future leaves what an error does.
     #[tracing::instrument(skip_all, name = "prune")]
     pub async fn execute(self) -> Result<PruneReport> {
+        let prune = self.prune;
+        let subject = [("policy", format!("{:?}", prune.policy))];
+        let removed = |report: &PruneReport| {
+            let ids: Vec<&str> = report.removed.iter().map(SnapshotId::as_str).collect();
+            Some(("removed", ids.join(" ")))
+        };
+        prune.repository.recorded(AuditAction::Prune, subject, self.execute_unrecorded(), removed).await
+    }
+
+    async fn execute_unrecorded(self) -> Result<PruneReport> {
         let Self { prune, kept, selection, live, summary } = self;
         let mut report = PruneReport::default();
         for verdict in summary.snapshots.iter().filter(|verdict| !verdict.is_kept()) {

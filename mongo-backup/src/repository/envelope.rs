@@ -12,6 +12,7 @@ use crate::archive::ObjectName;
 pub(crate) struct Magic(pub(crate) [u8; 4]);
 
 impl Magic {
+    pub(crate) const AUDIT: Self = Self(*b"MBAU");
     pub(crate) const CONFIG: Self = Self(*b"MBCF");
     pub(crate) const INDEX: Self = Self(*b"MBIX");
     pub(crate) const KEY: Self = Self(*b"MBKY");

@@ -35,7 +35,10 @@ use self::{
     manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
     segment::Content,
 };
-use crate::archive::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome};
+use crate::{
+    archive::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome},
+    audit::{AuditSink, Auditor},
+};
 
 /// A place for snapshots on an [`ArchiveSink`]. Clones share it.
 ///
@@ -51,7 +54,7 @@ use crate::archive::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome};
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Repository(Arc<Inner>);
+pub struct Repository(Arc<Inner>, Option<Arc<Auditor>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -76,6 +79,16 @@ pub struct SnapshotList {
 }
 
 impl Repository {
+    /// The same repository, with every operation on it recorded: `actor` names whoever is responsible.
+    #[must_use]
+    pub fn audited(&self, actor: impl Into<String>, sink: Arc<dyn AuditSink>) -> Self {
+        Self(Arc::clone(&self.0), Some(Arc::new(Auditor::new(actor, sink))))
+    }
+
+    pub(crate) fn auditor(&self) -> Option<&Auditor> {
+        self.1.as_deref()
+    }
+
     /// The archive that it lies on.
     pub fn archive(&self) -> &Arc<dyn ArchiveSink> {
         &self.0.archive

@@ -12,7 +12,10 @@ use super::{
     key::{Key, KeyId, KeyInfo, KeyRecord},
     segment::SegmentSizes,
 };
-use crate::archive::{ArchiveSink, ObjectName, PutMode, PutOutcome};
+use crate::{
+    archive::{ArchiveSink, ObjectName, PutMode, PutOutcome},
+    audit::AuditAction,
+};
 
 impl Repository {
     /// Opens the repository in an archive.
@@ -80,14 +83,15 @@ impl Repository {
     }
 
     fn with_config(archive: Arc<dyn ArchiveSink>, config: Config, unmade: Option<Key>, opened_with: Option<KeyId>) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Inner {
             archive,
             config: RwLock::new(Arc::new(config)),
             unmade: tokio::sync::Mutex::new(unmade),
             opened_with: RwLock::new(opened_with),
             index: RwLock::default(),
             damaged: RwLock::default(),
-        }))
+        };
+        Self(Arc::new(inner), None)
     }
 
     /// Writes key and config if the repository is new.
@@ -147,6 +151,11 @@ impl Repository {
     /// # Errors
     /// `InvalidInput` if the repository is not encrypted or `key` is none; the archive's own.
     pub async fn add_key(&self, key: &Key, label: &str) -> Result<KeyId> {
+        let work = self.add_key_unrecorded(key, label);
+        self.recorded(AuditAction::Keys, [("change", "add_key".to_owned())], work, |_| None).await
+    }
+
+    async fn add_key_unrecorded(&self, key: &Key, label: &str) -> Result<KeyId> {
         if !self.is_encrypted() {
             return Err(Error::invalid("the repository is not encrypted: begin a new one with a key"));
         }
@@ -164,6 +173,11 @@ impl Repository {
     /// # Errors
     /// `NotFound` if there is no such key, `Conflict` for the last one; the archive's own.
     pub async fn remove_key(&self, id: &KeyId) -> Result<()> {
+        let work = self.remove_key_unrecorded(id);
+        self.recorded(AuditAction::Keys, [("change", "remove_key".to_owned())], work, |_| None).await
+    }
+
+    async fn remove_key_unrecorded(&self, id: &KeyId) -> Result<()> {
         let keys = self.keys().await?;
         if !keys.iter().any(|key| key.id == *id) {
             return Err(
@@ -185,10 +199,15 @@ impl Repository {
     /// # Errors
     /// Those of [`add_key`](Self::add_key) and [`remove_key`](Self::remove_key); if removing fails, both keys open the repository.
     pub async fn rotate_key(&self, key: &Key, label: &str) -> Result<KeyId> {
-        let added = self.add_key(key, label).await?;
+        let work = self.rotate_key_unrecorded(key, label);
+        self.recorded(AuditAction::Keys, [("change", "rotate_key".to_owned())], work, |_| None).await
+    }
+
+    async fn rotate_key_unrecorded(&self, key: &Key, label: &str) -> Result<KeyId> {
+        let added = self.add_key_unrecorded(key, label).await?;
         let before = self.0.opened_with.write().unwrap_or_else(PoisonError::into_inner).replace(added.clone());
         if let Some(before) = before {
-            self.remove_key(&before).await?;
+            self.remove_key_unrecorded(&before).await?;
         }
         Ok(added)
     }

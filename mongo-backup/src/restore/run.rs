@@ -27,6 +27,7 @@ use super::{
     ids::DocumentChoice,
 };
 use crate::{
+    audit::AuditAction,
     metrics::RestoreMetrics,
     repository::{
         Repository, documents_of,
@@ -53,6 +54,22 @@ impl RestorePlan<'_> {
     /// A dropped future leaves the target half restored, as an error does.
     #[tracing::instrument(skip_all, name = "restore", fields(snapshot = %self.manifest.id))]
     pub async fn execute(self) -> Result<RestoreReport> {
+        let restore = self.restore;
+        let subject = [
+            ("snapshot", self.manifest.id.to_string()),
+            ("deployment", restore.target.topology().to_string()),
+            ("selection", restore.settings.selection.to_string()),
+            ("mode", format!("{:?}", restore.settings.mode)),
+            ("drop", format!("{:?}", restore.settings.drop_existing)),
+        ];
+        let work = self.execute_unrecorded();
+        restore
+            .repository
+            .recorded(AuditAction::Restore, subject, work, |report| Some(("documents", report.documents.to_string())))
+            .await
+    }
+
+    async fn execute_unrecorded(self) -> Result<RestoreReport> {
         let clock = SystemClock::new();
         let Self { restore, manifest, items, authorization } = &self;
         let (documents, bytes) = self.total();
