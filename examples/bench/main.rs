@@ -2,6 +2,9 @@
 //!
 //! Data come from a seed. What is compared runs in the same process run, alternating, and medians are printed.
 
+mod orders;
+mod rounds;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -12,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use mongo_backup::{Backup, BackupSettings, Key, LocalArchive, Repository, Restore};
 use mongo_core::{
     Deployment, Error, Result,
-    bson::{RawDocumentBuf, doc, rawdoc},
+    bson::{RawDocumentBuf, doc},
     clock::{Clock as _, SystemClock},
     transfer::{
         partition::{PartitionSettings, partition},
@@ -22,6 +25,8 @@ use mongo_core::{
 use mongo_examples::{Host, human_bytes, print_json, run};
 use serde::Serialize;
 use tokio::task::JoinSet;
+
+use crate::{orders::Orders, rounds::Round};
 
 /// Measures this family against the bare server, and against other programs given by --peer.
 #[derive(Parser)]
@@ -62,12 +67,19 @@ struct Settings {
     /// Where archives and dumps are written; a temporary folder by default
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// Backup only: measure instead what the next backup costs after 0.1 %, 1 % and 10 % of the documents changed
+    #[arg(long)]
+    rounds: bool,
+    /// Measure without encryption
+    #[arg(long)]
+    unencrypted: bool,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     run(async move {
-        let defaults = Settings { documents: 200_000, peer: Vec::new(), runs: 3, level: 1, folder: None };
+        let defaults =
+            Settings { documents: 200_000, peer: Vec::new(), runs: 3, level: 1, folder: None, rounds: false, unencrypted: false };
         let (settings, restore) = match cli.command {
             None => (defaults, false),
             Some(Command::Backup(settings)) => (settings, false),
@@ -102,6 +114,8 @@ struct Figures {
     documents: u64,
     bytes: u64,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rounds: Vec<Round>,
 }
 
 #[derive(Serialize)]
@@ -120,6 +134,20 @@ struct Row {
 impl Figures {
     fn print(&self) {
         println!("{} documents, {}", self.documents, human_bytes(self.bytes));
+        for round in &self.rounds {
+            println!(
+                "{:18} first {:>6.2} s {:>12}   next {:>6.2} s {:>12}  {:>7.2} %",
+                round.what,
+                round.first_seconds,
+                human_bytes(round.first_bytes),
+                round.next_seconds,
+                human_bytes(round.grown_bytes),
+                round.grown_share * 100.0
+            );
+        }
+        if self.rows.is_empty() {
+            return;
+        }
         println!("{:28} {:>9} {:>10} {:>9} {:>11} {:>12}", "", "median", "MB/s", "archive", "ours/this", "peak memory");
         for row in &self.rows {
             println!(
@@ -149,10 +177,15 @@ impl Bench {
         let temporary =
             tempfile::tempdir().map_err(|error| Error::internal("no temporary folder to be had").with_source(error))?;
         let folder = self.settings.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
+        if self.settings.rounds {
+            let rounds = self.rounds(&folder).await?;
+            self.deployment.database(DATABASE).drop().await?;
+            return Ok(Figures { documents: self.settings.documents, bytes, rows: Vec::new(), rounds });
+        }
         let rows = if restore { self.restores(&folder, bytes).await } else { self.backups(&folder, bytes).await }?;
         self.deployment.database(DATABASE).drop().await?;
         self.deployment.database(COPY).drop().await?;
-        Ok(Figures { documents: self.settings.documents, bytes, rows })
+        Ok(Figures { documents: self.settings.documents, bytes, rows, rounds: Vec::new() })
     }
 
     async fn fill(&self) -> Result<u64> {
@@ -271,7 +304,7 @@ impl Bench {
     async fn backup(&self, archive: &Path) -> Result<Measured> {
         forget_peak_memory();
         let started = self.clock.monotonic();
-        let repository = Repository::open_or_init(LocalArchive::new(archive)?, Key::host(BENCH_KEY)).await?;
+        let repository = Repository::open_or_init(LocalArchive::new(archive)?, self.key()).await?;
         let mut settings = BackupSettings::default();
         settings.compression_level = self.settings.level;
         let report = Backup::builder(&self.deployment, &repository)
@@ -289,7 +322,7 @@ impl Bench {
     async fn restore(&self, archive: &Path, concern: &str) -> Result<Measured> {
         use mongo_core::mongodb::options::WriteConcern;
         self.deployment.database(COPY).drop().await?;
-        let repository = Repository::open(LocalArchive::new(archive)?, Key::host(BENCH_KEY)).await?;
+        let repository = Repository::open(LocalArchive::new(archive)?, self.key()).await?;
         let concern = if concern == "1" { WriteConcern::nodes(1) } else { WriteConcern::majority() };
         let restore = Restore::builder(&repository, mongo_backup::SnapshotChoice::Latest)
             .into(&self.deployment)
@@ -349,6 +382,10 @@ impl Bench {
         Ok(None)
     }
 
+    fn key(&self) -> Key {
+        if self.settings.unencrypted { Key::unencrypted() } else { Key::host(BENCH_KEY) }
+    }
+
     fn since(&self, started: Duration) -> f64 {
         (self.clock.monotonic() - started).as_secs_f64()
     }
@@ -390,71 +427,6 @@ fn median(measured: &[Measured]) -> f64 {
     seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Makes orders as a shop keeps them: repeated field names and structure, values from small and large sets (status, address,
-/// phrases), and a share of pure randomness (tokens, prices). What real data compress to lies around this: judge by the row of gzip.
-struct Orders {
-    random: fastrand::Rng,
-    addresses: Vec<RawDocumentBuf>,
-    phrases: Vec<String>,
-    number: i64,
-}
-
-impl Orders {
-    fn new() -> Self {
-        let mut random = fastrand::Rng::with_seed(11);
-        let words: Vec<String> =
-            (0..2_000).map(|_| (0..random.usize(1..4)).map(|_| random.choice(SYLLABLES).unwrap_or("a")).collect()).collect();
-        let mut word = |among: usize| words[random.usize(..among)].clone();
-        let phrases = (0..500).map(|_| (0..14).map(|_| word(2_000)).collect::<Vec<_>>().join(" ")).collect();
-        let addresses = (0..20_000)
-            .map(|number| {
-                rawdoc! {
-                    "name": format!("{} {}", word(2_000), word(2_000)),
-                    "street": format!("{number} {} Street", word(500)),
-                    "city": word(200),
-                    "postcode": format!("{:05}", number * 7 % 99_999),
-                    "country": COUNTRIES[number % COUNTRIES.len()],
-                }
-            })
-            .collect();
-        Self { random, addresses, phrases, number: 0 }
-    }
-
-    fn next(&mut self) -> RawDocumentBuf {
-        let Self { random, addresses, phrases, number } = self;
-        *number += 1;
-        let mut customer = [0; 12];
-        random.fill(&mut customer);
-        let placed = 1_600_000_000_000 + *number * 731 + random.i64(..1_000_000);
-        let item = |random: &mut fastrand::Rng| {
-            rawdoc! {
-                "sku": format!("sku-{:06}", random.u32(..5_000)),
-                "image": format!("https://cdn.example.com/images/products/{:016x}.jpg", random.u64(..)),
-                "quantity": random.i32(1..9),
-                "unitPrice": f64::from(random.u32(..10_000)) / 100.0,
-            }
-        };
-        rawdoc! {
-            "_id": *number,
-            "customerId": mongo_core::bson::oid::ObjectId::from_bytes(customer),
-            "status": STATES[random.usize(..STATES.len())],
-            "placedAt": mongo_core::bson::DateTime::from_millis(placed),
-            "updatedAt": mongo_core::bson::DateTime::from_millis(placed + random.i64(..100_000_000)),
-            "shippingAddress": addresses[random.usize(..addresses.len())].clone(),
-            "items": [item(random), item(random)],
-            "total": f64::from(random.u32(..1_000_000)) / 100.0,
-            "payment": { "provider": PROVIDERS[random.usize(..PROVIDERS.len())], "token": hexadecimal(random, 5) },
-            "session": hexadecimal(random, 2),
-            "note": phrases[random.usize(..phrases.len())].clone(),
-        }
-    }
-}
-
-/// Sixteen random digits, some times over.
-fn hexadecimal(random: &mut fastrand::Rng, times: usize) -> String {
-    (0..times).map(|_| format!("{:016x}", random.u64(..))).collect()
-}
-
 /// Bytes of all files below a folder.
 fn size_of(folder: &Path) -> Result<u64> {
     let failed = |error: std::io::Error| Error::internal("a folder cannot be measured").with_source(error);
@@ -487,11 +459,6 @@ fn forget_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-const SYLLABLES: [&str; 20] =
-    ["an", "be", "co", "der", "el", "fi", "gor", "ha", "in", "ju", "ka", "lo", "mi", "nor", "os", "pe", "qui", "ra", "sto", "ty"];
-const STATES: [&str; 4] = ["open", "paid", "shipped", "returned"];
-const COUNTRIES: [&str; 5] = ["DE", "FR", "GB", "NL", "US"];
-const PROVIDERS: [&str; 3] = ["visa", "mastercard", "sepa"];
 const DATABASE: &str = "mongo_bench";
 const COPY: &str = "mongo_bench_copy";
 
