@@ -11,6 +11,8 @@ mod prune;
 mod repository;
 mod restore;
 mod retention;
+#[cfg(feature = "schedule")]
+mod schedule;
 mod verify;
 
 #[doc = include_str!("../docs/format.md")]
@@ -43,4 +45,6 @@ pub use restore::{
     RestoreBuilder, RestoreItem, RestoreMode, RestorePlan, RestoreReport, RestoreSettings, RestoreSummary, UsersAndRoles,
 };
 pub use retention::{RetentionPolicy, Verdict};
+#[cfg(feature = "schedule")]
+pub use schedule::{MissedRuns, Schedule, Scheduler};
 pub use verify::{Problem, Verify, VerifyReport};
