@@ -152,10 +152,10 @@ impl Export {
     pub async fn to_archive(self, out: impl Write + Send + 'static) -> Result<ExportReport> {
         let repository = self.repository.clone();
         let subject = [("format", "archive".to_owned()), ("snapshot", format!("{:?}", self.snapshot))];
-        repository.recorded(AuditAction::Export, subject, self.to_archive_unrecorded(out), |_| None).await
+        repository.recorded(AuditAction::Export, subject, self.write_archive_to(out), |_| None).await
     }
 
-    async fn to_archive_unrecorded(self, out: impl Write + Send + 'static) -> Result<ExportReport> {
+    async fn write_archive_to(self, out: impl Write + Send + 'static) -> Result<ExportReport> {
         let (manifest, namespaces) = self.contents().await?;
         let server = manifest.server_version.clone();
         let gzip = self.gzip;
@@ -182,10 +182,10 @@ impl Export {
     pub async fn to_directory(self, path: impl Into<PathBuf>) -> Result<ExportReport> {
         let repository = self.repository.clone();
         let subject = [("format", "directory".to_owned()), ("snapshot", format!("{:?}", self.snapshot))];
-        repository.recorded(AuditAction::Export, subject, self.to_directory_unrecorded(path.into()), |_| None).await
+        repository.recorded(AuditAction::Export, subject, self.write_directory_to(path.into()), |_| None).await
     }
 
-    async fn to_directory_unrecorded(self, path: PathBuf) -> Result<ExportReport> {
+    async fn write_directory_to(self, path: PathBuf) -> Result<ExportReport> {
         refuse_existing(&path)?;
         let partial = partial(&path);
         if partial.exists() {
