@@ -29,6 +29,9 @@ pub(crate) struct Create {
     /// Mark the snapshot, for prune --keep-tag; may be given several times
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
+    /// Name the deployment, where several are backed up into one repository: prune counts each by itself
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
     /// Show what would be backed up and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -47,6 +50,9 @@ impl Create {
         }
         for pattern in &self.exclude {
             builder = builder.exclude(pattern);
+        }
+        if let Some(source) = &self.source {
+            builder = builder.source(source);
         }
         for tag in &self.tags {
             builder = builder.tag(tag);

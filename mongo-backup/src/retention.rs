@@ -14,7 +14,8 @@ use crate::repository::manifest::{SnapshotId, SnapshotManifest};
 ///
 /// A snapshot is kept if any rule keeps it. The rules that count look at snapshots from the newest on: `keep_daily: 7` keeps the newest
 /// snapshot of each of the seven newest days that have one. Days begin at midnight UTC, weeks on Monday. Snapshots of
-/// different deployments or selections are counted apart, and the newest of each is always kept.
+/// different sources ([`BackupBuilder::source`](crate::BackupBuilder::source)), kinds of deployments, replica set names or selections are
+/// counted apart, and the newest of each is always kept.
 ///
 /// ```
 /// use mongo_backup::RetentionPolicy;
@@ -91,7 +92,8 @@ impl RetentionPolicy {
     /// Judges snapshots that are counted together, given newest first.
     fn judge_group(&self, snapshots: &[SnapshotManifest], newest_first: &[usize], now: DateTime, verdicts: &mut [Verdict]) {
         let counted = self.counted();
-        let only_age = *self == Self { max_age: self.max_age, ..Self::default() };
+        let only_age = self.max_age.is_some()
+            && *self == Self { max_age: self.max_age, keep_tags: self.keep_tags.clone(), ..Self::default() };
         let mut seen: Vec<BTreeSet<String>> = vec![BTreeSet::new(); counted.len()];
         for (rank, position) in newest_first.iter().enumerate() {
             let (Some(snapshot), Some(verdict)) = (snapshots.get(*position), verdicts.get_mut(*position)) else { continue };
@@ -138,7 +140,7 @@ type Counted = (&'static str, u32, fn(&SnapshotManifest) -> String);
 
 /// What snapshots must have in common to stand in for each other.
 fn group(snapshot: &SnapshotManifest) -> String {
-    format!("{} {:?}", snapshot.topology, snapshot.selection)
+    format!("{:?} {} {:?}", snapshot.source, snapshot.topology, snapshot.selection)
 }
 
 fn periods(snapshot: &SnapshotManifest, millis: i64) -> i64 {
@@ -218,6 +220,17 @@ mod tests {
         let old = [snapshot(0, None, None)];
         let now = DateTime::from_millis(1_900_000_000_000);
         assert!(policy.judge(&old, now).unwrap()[0].is_kept());
+    }
+
+    #[test]
+    fn a_tag_does_not_turn_a_policy_by_age_into_one_that_keeps_nothing() {
+        let day = Duration::from_secs(24 * 3600);
+        let policy = RetentionPolicy {
+            max_age: Some(day),
+            keep_tags: BTreeSet::from(["release".to_owned()]),
+            ..RetentionPolicy::default()
+        };
+        assert_eq!(kept(&policy, &[0, 100, 200, 210]), [200, 210]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use mongo_backup::{
     Backup, BackupReport, Key, LiveDiff, MemoryArchive, Repository, Restore, RestoreAction, RestoreBuilder, RestoreMode,
-    UsersAndRoles,
+    SnapshotChoice, UsersAndRoles,
 };
 use mongo_core::{
     Deployment, ErrorKind, NamespaceSelection,
@@ -272,6 +272,29 @@ async fn mirroring_makes_the_target_what_the_snapshot_is_and_a_live_comparison_p
     let mirrored = restore().build().unwrap().run().await.unwrap();
     assert_eq!((mirrored.deleted, mirrored.refused), (8, 0));
     assert!(compare().await.is_empty());
+    assert_eq!(db_hash(&deployment, &database).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirroring_frees_the_places_in_unique_indexes_before_it_fills_them() {
+    let (deployment, database) = shared("mirror_unique").await;
+    let db = deployment.database(&database);
+    let collection = db.collection::<Document>("people");
+    collection.insert_many([doc! { "_id": 1, "mail": "x" }, doc! { "_id": 2, "mail": "y" }]).await.unwrap();
+    db.run_command(doc! { "createIndexes": "people", "indexes": [{ "key": { "mail": 1 }, "name": "mail", "unique": true }] })
+        .await
+        .unwrap();
+    let repository = Repository::open_or_init(MemoryArchive::new(), Key::host([1; 32])).await.unwrap();
+    Backup::builder(&deployment, &repository).namespaces(&format!("{database}.*")).build().unwrap().run().await.unwrap();
+    let before = db_hash(&deployment, &database).await;
+    collection.delete_one(doc! { "_id": 1 }).await.unwrap();
+    collection.insert_one(doc! { "_id": 3, "mail": "x" }).await.unwrap();
+    let restore =
+        Restore::builder(&repository, SnapshotChoice::Latest).into(&deployment).mode(RestoreMode::Mirror).build().unwrap();
+    let plan = restore.plan().await.unwrap();
+    assert_eq!(plan.summary().namespaces[0].action, RestoreAction::Mirror, "a dry run says that documents will go");
+    let report = plan.execute().await.unwrap();
+    assert_eq!((report.deleted, report.refused), (1, 0));
     assert_eq!(db_hash(&deployment, &database).await, before);
 }
 

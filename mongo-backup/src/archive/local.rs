@@ -25,7 +25,7 @@ use super::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome, not_found,
 /// if the name is taken) or, to replace, by a rename, and syncs the folder. So a crash leaves either no object or the
 /// whole object, and at worst a temporary file. The folder is created by the first `put`.
 ///
-/// The filesystem must support hard links, or create-only falls back to a look before the rename, which two
+/// The filesystem must support hard links, or, on Linux, renaming that does not replace. Otherwise create-only falls back to a look before the rename, which two
 /// writers of the very same name can pass at the same time.
 #[derive(Clone, Debug)]
 pub struct LocalArchive {
@@ -121,7 +121,8 @@ impl LocalArchive {
         while let Some(folder) = folders.pop() {
             let entries = match fs::read_dir(&folder) {
                 Ok(entries) => entries,
-                Err(error) if matches!(error.kind(), Io::NotFound | Io::NotADirectory) => continue,
+                // A link to a place that is not mounted is no empty folder.
+                Err(error) if matches!(error.kind(), Io::NotFound | Io::NotADirectory) && !is_link(&folder) => continue,
                 Err(error) => return Err(wrong("cannot list", &folder, error)),
             };
             for entry in entries {
@@ -131,7 +132,7 @@ impl LocalArchive {
                 let metadata = match fs::metadata(&path) {
                     Ok(metadata) => metadata,
                     // Deleted between the listing and the look.
-                    Err(error) if error.kind() == Io::NotFound => continue,
+                    Err(error) if error.kind() == Io::NotFound && !is_link(&path) => continue,
                     Err(error) => return Err(wrong("cannot look at", &path, error)),
                 };
                 let Some(name) = path.strip_prefix(self.root.as_path()).ok().and_then(Path::to_str) else { continue };
@@ -211,6 +212,9 @@ fn give_name(temporary: &Path, target: &Path, mode: PutMode) -> io::Result<PutOu
             Err(error) if error.kind() == Io::AlreadyExists => return Ok(PutOutcome::AlreadyExists),
             Err(error) if matches!(error.kind(), Io::Unsupported | Io::PermissionDenied) => {
                 // A filesystem without hard links (FAT, some network filesystems) answers EPERM or EOPNOTSUPP.
+                if let Some(renamed) = rename_new(temporary, target) {
+                    return renamed;
+                }
                 if target.exists() {
                     return Ok(PutOutcome::AlreadyExists);
                 }
@@ -220,6 +224,30 @@ fn give_name(temporary: &Path, target: &Path, mode: PutMode) -> io::Result<PutOu
         },
     }
     Ok(PutOutcome::Stored)
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
+}
+
+/// Renames unless the name is taken; none where the system cannot.
+#[cfg(target_os = "linux")]
+fn rename_new(temporary: &Path, target: &Path) -> Option<io::Result<PutOutcome>> {
+    use rustix::{
+        fs::{CWD, RenameFlags, renameat_with},
+        io::Errno,
+    };
+    match renameat_with(CWD, temporary, CWD, target, RenameFlags::NOREPLACE) {
+        Ok(()) => Some(Ok(PutOutcome::Stored)),
+        Err(Errno::EXIST) => Some(Ok(PutOutcome::AlreadyExists)),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => None,
+        Err(error) => Some(Err(error.into())),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn rename_new(_: &Path, _: &Path) -> Option<io::Result<PutOutcome>> {
+    None
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

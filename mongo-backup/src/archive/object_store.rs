@@ -100,7 +100,8 @@ impl ObjectStoreArchive {
         origin: Origin,
         options: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self> {
-        let description = mongo_core::redact_uris(url);
+        // A query can be a signature.
+        let description = mongo_core::redact_uris(url.split(['?', '#']).next().unwrap_or_default());
         let wrong = |what: String| Error::invalid(what).with_context("url", &description);
         let parsed = Url::parse(url).map_err(|error| wrong("this is no URL of a bucket".to_owned()).with_source(error))?;
         let (scheme, prefix) = ObjectStoreScheme::parse(&parsed)

@@ -54,6 +54,8 @@ pub struct BackupSettings {
     pub memory_bytes: u64,
     /// How long to go on asking when the server is away, for a failover or a restart. Default: five attempts within 60 s.
     pub retry: RetryPolicy,
+    /// What the host calls this deployment: [retention](crate::RetentionPolicy) counts each by itself. Default nothing.
+    pub source: Option<String>,
     /// What the snapshot is marked with. Default nothing.
     pub tags: BTreeSet<String>,
     /// What to do when the server cannot give, or no longer keeps, one cluster time. Default: go on with best effort, and say so.
@@ -70,6 +72,7 @@ impl Default for BackupSettings {
             partition: PartitionSettings::default(),
             memory_bytes: 64 << 20,
             retry: RetryPolicy::default(),
+            source: None,
             tags: BTreeSet::new(),
             demand: ConsistencyDemand::default(),
         }
@@ -119,6 +122,12 @@ impl BackupBuilder {
     /// Leaves out the namespaces that match `pattern`.
     pub fn exclude(mut self, pattern: &str) -> Self {
         self.selection = self.selection.and_then(|selection| selection.excluding(pattern));
+        self
+    }
+
+    /// Names the deployment, where several are backed up into one repository: [retention](crate::RetentionPolicy) counts each by itself.
+    pub fn source(mut self, name: impl Into<String>) -> Self {
+        self.settings.source = Some(name.into());
         self
     }
 
@@ -528,6 +537,7 @@ impl Backup {
             reused_segments: totals.reused_segments,
             stored_bytes: totals.stored_bytes,
             tool: TOOL.to_owned(),
+            source: self.settings.source.clone(),
             tags: self.settings.tags.clone(),
             catalog: collected.catalog,
         };

@@ -165,8 +165,11 @@ pub(super) fn read(input: impl Read, found: &mut impl FnMut(Found) -> Result<()>
                 return Err(Error::corrupt("the checksum of a collection does not match: the archive is damaged")
                     .with_context("namespace", format!("{}.{}", key.0, key.1)));
             }
-            if let Some(namespace) = namespace.filter(|_| !pending.is_empty()) {
-                found(Found::Documents(namespace, pending))?;
+            if let Some(namespace) = namespace {
+                if !pending.is_empty() {
+                    found(Found::Documents(namespace.clone(), pending))?;
+                }
+                found(Found::End(namespace))?;
             }
         }
         if open.is_empty() {

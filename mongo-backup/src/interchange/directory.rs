@@ -8,7 +8,10 @@ use std::{
 };
 
 use flate2::read::MultiGzDecoder;
-use mongo_core::{Error, ErrorKind, Namespace, Result, transfer::check_structure};
+use mongo_core::{
+    Error, ErrorKind, Namespace, Result,
+    transfer::{catalog::CollectionKind, check_structure},
+};
 
 use super::{
     Found, PIECE,
@@ -55,7 +58,12 @@ fn read_database(folder: &Path, database: &str, found: &mut impl FnMut(Found) ->
         if let Some(stem) = plain.strip_suffix(".metadata.json") {
             collections.entry(stem.to_owned()).or_default().metadata = Some(file);
         } else if let Some(stem) = plain.strip_suffix(".bson").or_else(|| plain.strip_suffix(".bin")) {
-            collections.entry(stem.to_owned()).or_default().documents = Some(file);
+            let documents = &mut collections.entry(stem.to_owned()).or_default().documents;
+            if documents.is_some() {
+                return Err(Error::corrupt("a collection has two files of documents: remove the one that is none of this dump")
+                    .with_context("file", file.display()));
+            }
+            *documents = Some(file);
         } else if !name.starts_with("prelude.json") {
             found(Found::LeftOut(format!("{database}/{name}"), "is no part of a dump that is known here".to_owned()))?;
         }
@@ -93,10 +101,21 @@ fn read_database(folder: &Path, database: &str, found: &mut impl FnMut(Found) ->
             continue;
         }
         let namespace = Namespace::new(database, collection)?;
-        found(Found::Collection(metadata.entry(namespace.clone())?))?;
-        if let Some(path) = &files.documents {
-            read_documents(path, opened(path)?, &namespace, found)?;
+        let entry = metadata.entry(namespace.clone())?;
+        let kind = entry.kind();
+        found(Found::Collection(entry))?;
+        match &files.documents {
+            Some(path) => read_documents(path, opened(path)?, &namespace, found)?,
+            None if kind == CollectionKind::View => {}
+            // mongodump writes a file for every collection, also for an empty one.
+            None => {
+                return Err(Error::corrupt(
+                    "the file with the documents of a collection is missing: the dump was not copied whole",
+                )
+                .with_context("namespace", namespace));
+            }
         }
+        found(Found::End(namespace))?;
     }
     Ok(())
 }

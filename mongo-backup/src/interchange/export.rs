@@ -237,10 +237,15 @@ impl Export {
         let namespaces = Arc::new(namespaces);
         let (sender, receiver) = mpsc::channel(PIECES);
         let for_writer = Arc::clone(&namespaces);
-        let writing = tokio::task::spawn_blocking(move || write(&for_writer, receiver));
+        // A thread of its own: the runtime may have few for blocking work, and this one waits for others of them.
+        let (ended, writing) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            // Nobody listens when the export was dropped.
+            let _ = ended.send(write(&for_writer, receiver));
+        });
         let meter = PhaseMeter::start(Arc::clone(&self.progress), "export", Total::exact(report.documents, report.bytes));
         let read = self.read(&namespaces, sender, &meter).await;
-        let written = writing.await?;
+        let written = writing.await.map_err(|error| Error::internal("the writer of the export has died").with_source(error))?;
         match read {
             // The writer has gone away, and knows why.
             Err(error) if error.kind() == ErrorKind::Cancelled && !self.cancel.is_cancelled() => written?,

@@ -40,8 +40,8 @@ use crate::{
 
 /// Takes a dump in as a snapshot.
 ///
-/// Every document is checked to be well-formed BSON down to its last field, and archives against their checksums: a dump that was
-/// truncated is found now and not when it is needed. A dump holds documents in the order in which they were stored, so the snapshot shares nothing with
+/// Every document is checked to be well-formed BSON down to its last field, and archives against their checksums. Directories have none: that one of
+/// their files ends early between two documents cannot be told. A dump holds documents in the order in which they were stored, so the snapshot shares nothing with
 /// snapshots of the same collections that were read by `_id`, and a single document of it is found by reading its whole collection.
 ///
 /// ```no_run
@@ -213,6 +213,7 @@ impl Import {
             reused_segments: totals.reused_segments,
             stored_bytes: totals.stored_bytes,
             tool: TOOL.to_owned(),
+            source: Some("import".to_owned()),
             tags: self.tags.clone(),
             catalog,
         };
@@ -233,13 +234,17 @@ impl Import {
     /// Stores what a thread reads.
     async fn store(&self, store: Arc<SegmentStore>, reading: Reading) -> Result<(Taken, TreeRoot)> {
         let (sender, mut receiver) = mpsc::channel(PIECES);
-        let thread = tokio::task::spawn_blocking(move || {
-            reading(&mut |found| sender.blocking_send(found).map_err(|_| Error::cancelled()))
+        // A thread of its own: the runtime may have few for blocking work, and this one waits for others of them.
+        let (ended, thread) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            // Nobody listens when the import was dropped.
+            let _ = ended.send(reading(&mut |found| sender.blocking_send(found).map_err(|_| Error::cancelled())));
         });
         let meter = PhaseMeter::start(Arc::clone(&self.progress), "import", Total::Unknown);
         let mut taken = Taken { server: "unknown".to_owned(), ..Taken::default() };
         let mut open: HashMap<Namespace, Open> = HashMap::new();
         let mut entries: BTreeMap<Namespace, CollectionEntry> = BTreeMap::new();
+        let mut roots: HashMap<Namespace, (TreeRoot, u8)> = HashMap::new();
         while let Some(found) = receiver.recv().await {
             if self.cancel.is_cancelled() {
                 return Err(Error::cancelled());
@@ -252,6 +257,15 @@ impl Import {
                     if entries.insert(name.clone(), entry).is_some() {
                         return Err(Error::corrupt("the dump has a collection twice").with_context("namespace", name));
                     }
+                }
+                Found::End(namespace) => {
+                    // A collection that is through leaves memory.
+                    let root = match open.remove(&namespace) {
+                        Some(Open { assembly, bits }) => (assembly.finish().await?, bits),
+                        None => (self.begin(&store, &[]).assembly.finish().await?, 0),
+                    };
+                    store.send_full().await?;
+                    roots.insert(namespace, root);
                 }
                 Found::Documents(namespace, documents) => {
                     let mut collection = match open.remove(&namespace) {
@@ -269,16 +283,20 @@ impl Import {
             }
         }
         // What was wrong with the dump, if it ended early.
-        thread.await??;
+        thread.await.map_err(|error| Error::internal("the reader of the dump has died").with_source(error))??;
         for (name, entry) in entries {
-            let (root, boundary_bits) = match open.remove(&name) {
-                Some(Open { assembly, bits }) => (assembly.finish().await?, bits),
-                None => (self.begin(&store, &[]).assembly.finish().await?, 0),
-            };
-            store.send_full().await?;
+            let (root, boundary_bits) = roots
+                .remove(&name)
+                .ok_or_else(|| Error::corrupt("the dump ends before a collection does").with_context("namespace", &name))?;
             taken.namespaces.push(SnapshotNamespace { entry, root, boundary_bits, in_id_order: false });
         }
-        if let Some(stranger) = open.into_keys().next() {
+        if taken.namespaces.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "there is no collection in what should be a dump: name the directory that mongodump wrote, or its archive",
+            ));
+        }
+        if let Some(stranger) = open.into_keys().chain(roots.into_keys()).next() {
             return Err(Error::corrupt("the dump has documents of a collection that it does not describe")
                 .with_context("namespace", stranger));
         }
@@ -360,7 +378,10 @@ fn read_percona(folder: &Path, found: &mut dyn FnMut(Found) -> Result<()>) -> Re
         let kind = entry.kind();
         found(Found::Collection(entry))?;
         let stem = match kind {
-            mongo_core::transfer::catalog::CollectionKind::View => continue,
+            mongo_core::transfer::catalog::CollectionKind::View => {
+                found(Found::End(name))?;
+                continue;
+            }
             mongo_core::transfer::catalog::CollectionKind::TimeSeries if !viewless => {
                 format!("{}.system.buckets.{}", name.database(), name.collection())
             }
@@ -376,6 +397,7 @@ fn read_percona(folder: &Path, found: &mut dyn FnMut(Found) -> Result<()>) -> Re
             return Err(Error::corrupt("the checksum of a collection does not match: the backup is damaged")
                 .with_context("namespace", name));
         }
+        found(Found::End(name))?;
     }
     Ok(())
 }

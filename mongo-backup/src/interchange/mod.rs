@@ -35,6 +35,8 @@ pub(crate) enum Found {
     Collection(CollectionEntry),
     /// Whole documents of a collection, back to back, as they were stored.
     Documents(Namespace, Vec<u8>),
+    /// A collection has no more documents.
+    End(Namespace),
     /// Something that a snapshot does not hold.
     LeftOut(String, String),
 }

@@ -34,7 +34,8 @@ use crate::{
 
 /// Removes what a [`RetentionPolicy`] does not keep, and frees its space.
 ///
-/// Backups, restores and other prunes may go on meanwhile, on other hosts too; there is no lock. Packs that no snapshot needs are first
+/// Backups and other prunes may go on meanwhile, on other hosts too; there is no lock. So may restores, but for one of a snapshot that the policy
+/// removes: it fails when its packs are gone. Packs that no snapshot needs are first
 /// *condemned*: no new backup relies on them. They are deleted when every backup that was under way then has published its
 /// snapshot or ended; one that gives no sign of life for a day is revoked, which makes it impossible that it publishes what it
 /// began. Usually no backup is under way, and both happens in one run; otherwise the next prune deletes.
@@ -133,7 +134,15 @@ impl Prune {
         if !(0.0..=1.0).contains(&self.max_unused) {
             return Err(Error::invalid("the share that may be unused must be from 0 to 1"));
         }
+        self.repository.reload_index().await?;
         let snapshots = self.readable_snapshots().await?;
+        if snapshots.is_empty() && !self.repository.index().packs().is_empty() {
+            // A folder that is not mounted looks like this, and everything would go.
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "no snapshot is listed, though data of snapshots is there, so nothing is removed: see whether snapshots/ can be read, or delete the repository",
+            ));
+        }
         let verdicts = self.policy.judge(&snapshots, self.now())?;
         let kept: Vec<SnapshotManifest> = snapshots
             .into_iter()

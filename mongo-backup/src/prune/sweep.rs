@@ -96,9 +96,11 @@ impl Prune {
     }
 
     async fn may_be_alive(&self, backup: &BackupSeen, seen: &Seen) -> Result<bool> {
-        Ok(match self.repository.beat(&backup.snapshot).await? {
+        Ok(match self.repository.sign_of_life(&backup.snapshot).await? {
             None => false,
-            Some(beat) => beat != backup.beat || self.since(seen.at) < self.abandoned_after,
+            // It was alive after it was seen; whether it still is, its own clock must tell, and that may differ by a day.
+            Some((beat, at)) if beat != backup.beat => self.since(at) < self.abandoned_after + SKEW,
+            Some(_) => self.since(seen.at) < self.abandoned_after,
         })
     }
 

@@ -161,6 +161,18 @@ async fn a_damaged_snapshot_stops_every_deletion() {
     assert_eq!((packs(&repository).await, archive.list("snapshots/").count().await), (before, 3));
 }
 
+#[tokio::test]
+async fn packs_without_any_snapshot_are_not_taken_for_rubbish() {
+    let archive: Arc<dyn ArchiveSink> = Arc::new(MemoryArchive::new());
+    let (repository, clock) = (open(&archive).await, clock());
+    let id = snapshot(&repository, now(&clock), &documents(0, 100, 1)).await.unwrap();
+    // As if the folder of the snapshots were not mounted.
+    archive.delete(&ObjectName::new(format!("snapshots/{id}")).unwrap()).await.unwrap();
+    let before = packs(&repository).await;
+    let error = Prune::new(&repository, keep_last(1)).clock(clock).run().await.unwrap_err();
+    assert_eq!((error.kind(), packs(&repository).await), (ErrorKind::NotFound, before));
+}
+
 /// An archive on which others get their turn between any two operations, which fails when it is told to, and
 /// whose listings show what was there some operations ago.
 #[derive(Debug)]

@@ -115,6 +115,8 @@ struct StoredDecision {
 #[serde(rename_all = "camelCase")]
 struct StoredSession {
     started: DateTime,
+    /// When this sign of life was given, by the clock of the backup.
+    at: DateTime,
     beat: i64,
     tool: String,
 }
@@ -239,10 +241,15 @@ impl Repository {
 
     /// How often a backup has given a sign of life; none if it is not under way.
     pub(crate) async fn beat(&self, snapshot: &SnapshotId) -> Result<Option<i64>> {
+        Ok(self.sign_of_life(snapshot).await?.map(|(beat, _)| beat))
+    }
+
+    /// How often a backup has given a sign of life, and when it was the last time by its own clock; none if it is not under way.
+    pub(crate) async fn sign_of_life(&self, snapshot: &SnapshotId) -> Result<Option<(i64, DateTime)>> {
         match self.read_mark::<StoredSession>(&session_name(snapshot)?).await {
-            Ok(session) => Ok(session.map(|session| session.beat)),
+            Ok(session) => Ok(session.map(|session| (session.beat, session.at))),
             // It may be alive all the same.
-            Err(error) if error.kind() == ErrorKind::CorruptData => Ok(Some(-1)),
+            Err(error) if error.kind() == ErrorKind::CorruptData => Ok(Some((-1, DateTime::MIN))),
             Err(error) => Err(error),
         }
     }
@@ -250,7 +257,7 @@ impl Repository {
     /// Announces a backup, or gives a sign of life.
     pub(crate) async fn announce(&self, snapshot: &SnapshotId, started: DateTime, beat: i64) -> Result<()> {
         let name = session_name(snapshot)?;
-        let session = StoredSession { started, beat, tool: TOOL.to_owned() };
+        let session = StoredSession { started, at: DateTime::now(), beat, tool: TOOL.to_owned() };
         let object = envelope::seal(Magic::MARK, Some(&name), self.config().cipher.as_ref(), &bson::serialize_to_vec(&session)?)?;
         self.archive().put(&name, object, PutMode::Replace).await.map(drop)
     }

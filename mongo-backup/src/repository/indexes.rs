@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering::SeqCst},
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -47,13 +47,20 @@ impl IndexReading {
 
 impl Repository {
     /// Reads the index anew, and trusts only what lies in packs that are there with the size they should have.
+    ///
+    /// Clones share the index. Whoever has reloaded it finds a reading that began after the call, be it another's: what was condemned before is known.
     pub(crate) async fn reload_index(&self) -> Result<()> {
+        let number = self.0.readings.fetch_add(1, SeqCst);
         let reading = self.read_indexes().await?;
-        *self.0.damaged.write().unwrap_or_else(PoisonError::into_inner) = reading.damaged.clone();
+        let damaged = reading.damaged.clone();
         // Joining sorts what can be millions of rows.
         let index = tokio::task::spawn_blocking(move || reading.join()).await?;
         tracing::debug!(segments = index.len(), packs = index.packs().len(), "index read");
-        *self.0.index.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(index);
+        let mut current = self.0.index.write().unwrap_or_else(PoisonError::into_inner);
+        if current.0 < number {
+            *current = (number, Arc::new(index));
+            *self.0.damaged.write().unwrap_or_else(PoisonError::into_inner) = damaged;
+        }
         Ok(())
     }
 
@@ -188,7 +195,7 @@ impl Repository {
     }
 
     pub(crate) fn index(&self) -> Arc<Index> {
-        Arc::clone(&self.0.index.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.index.read().unwrap_or_else(PoisonError::into_inner).1)
     }
 
     /// The objects of packs that the index names but that are missing or have another size.

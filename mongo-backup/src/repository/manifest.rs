@@ -159,6 +159,9 @@ pub struct SnapshotManifest {
     pub stored_bytes: u64,
     /// Which program wrote it, with its version.
     pub tool: String,
+    /// What the host calls the deployment; `import` for a dump that was taken in.
+    #[serde(default)]
+    pub source: Option<String>,
     /// What it was marked with: see [`RetentionPolicy::keep_tags`](crate::RetentionPolicy::keep_tags).
     #[serde(default)]
     pub tags: BTreeSet<String>,
@@ -255,12 +258,14 @@ impl SnapshotNamespace {
             let index = index.as_document().ok_or_else(|| Error::corrupt("a catalog record is malformed"))?;
             indexes.push(index.to_owned());
         }
-        let in_id_order = record.get("order").map_err(malformed)?.is_none();
+        let stored_order = record.get("order").map_err(malformed)?.is_some();
         let root: TreeRoot =
             mongo_core::bson::deserialize_from_slice(record.get_document("root").map_err(malformed)?.as_bytes())?;
         let bits = u8::try_from(record.get_i32("boundaryBits").map_err(malformed)?)
             .map_err(|_| Error::corrupt("a catalog record is malformed"))?;
-        Ok(Self { entry: CollectionEntry::from_parts(namespace, kind, info, indexes)?, root, boundary_bits: bits, in_id_order })
+        let entry = CollectionEntry::from_parts(namespace, kind, info, indexes)?;
+        let in_id_order = !stored_order && !entry.is_capped();
+        Ok(Self { entry, root, boundary_bits: bits, in_id_order })
     }
 }
 

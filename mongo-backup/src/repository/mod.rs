@@ -22,7 +22,7 @@ pub(crate) mod store;
 pub(crate) mod testing;
 pub(crate) mod tree;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicU64};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongo_core::{Error, ErrorKind, Result, bson};
@@ -63,7 +63,9 @@ struct Inner {
     /// The key of a repository that is not in the archive yet; the first backup puts it there.
     unmade: tokio::sync::Mutex<Option<Key>>,
     opened_with: RwLock<Option<KeyId>>,
-    index: RwLock<Arc<Index>>,
+    /// With the number of the reading that it comes from: one that began earlier never replaces one that began later.
+    index: RwLock<(u64, Arc<Index>)>,
+    readings: AtomicU64,
     /// Index objects that could not be read when the index was, and what is wrong with them.
     damaged: RwLock<Vec<(String, String)>>,
 }

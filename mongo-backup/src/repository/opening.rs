@@ -1,6 +1,6 @@
 //! Opening a repository, making one, and its keys.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicU64};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use mongo_core::{Error, ErrorKind, Result};
@@ -89,6 +89,7 @@ impl Repository {
             unmade: tokio::sync::Mutex::new(unmade),
             opened_with: RwLock::new(opened_with),
             index: RwLock::default(),
+            readings: AtomicU64::new(1),
             damaged: RwLock::default(),
         };
         Self(Arc::new(inner), None)
@@ -113,6 +114,12 @@ impl Repository {
             }
             opened_with
         } else {
+            // What an interrupted attempt has left opens another secret: it must not be taken for a key of this repository.
+            for (other, _) in read_keys(&**self.archive()).await? {
+                if id.as_ref() != Some(&other) {
+                    self.archive().delete(&key_name(&other)?).await?;
+                }
+            }
             id
         };
         *self.0.opened_with.write().unwrap_or_else(PoisonError::into_inner) = opened_with;
@@ -184,6 +191,13 @@ impl Repository {
                 Error::new(ErrorKind::NotFound, "there is no such key: list the keys to see theirs").with_context("key", id)
             );
         }
+        if keys.iter().any(|key| key.id == *id && key.in_use) && keys.len() > 1 {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "the repository was opened with this key: open it with another to remove it, or rotate it",
+            )
+            .with_context("key", id));
+        }
         if keys.len() == 1 {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -207,7 +221,7 @@ impl Repository {
         let added = self.add_key_unrecorded(key, label).await?;
         let before = self.0.opened_with.write().unwrap_or_else(PoisonError::into_inner).replace(added.clone());
         if let Some(before) = before {
-            self.remove_key_unrecorded(&before).await?;
+            self.archive().delete(&key_name(&before)?).await?;
         }
         Ok(added)
     }

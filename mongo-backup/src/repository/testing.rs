@@ -102,6 +102,7 @@ impl Steps {
             reused_segments: 0,
             stored_bytes: 0,
             tool: "test".to_owned(),
+            source: None,
             tags: BTreeSet::new(),
             catalog,
         });

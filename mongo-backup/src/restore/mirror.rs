@@ -23,7 +23,7 @@ impl Restore {
         let mut deleted = 0;
         for item in items.iter().filter(merged) {
             self.check_cancelled()?;
-            let selection = mongo_core::NamespaceSelection::all().including(&item.target.to_string())?;
+            let selection = mongo_core::NamespaceSelection::all().including(&format!("{}.*", item.target.database()))?;
             let catalog = Catalog::read(&self.target, &selection, None).await?;
             let Some(live) = catalog.get(&item.target) else { continue };
             let mut extras: Vec<Key> = Vec::new();
@@ -45,7 +45,11 @@ impl Restore {
     async fn delete(&self, item: &RestoreItem, keys: &[Key]) -> Result<u64> {
         let mut deletes = RawArrayBuf::new();
         for key in keys {
-            deletes.push(rawdoc! { "q": key.as_document().to_owned(), "limit": 1 });
+            let mut equal = RawDocumentBuf::new();
+            if let Some(id) = key.to_bson() {
+                equal.append(cstr!("$eq"), id);
+                deletes.push(rawdoc! { "q": { "_id": equal }, "limit": 1 });
+            }
         }
         let mut command = rawdoc! { "delete": item.target.collection(), "ordered": false };
         command.append(cstr!("deletes"), deletes);

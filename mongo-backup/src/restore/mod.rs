@@ -488,6 +488,7 @@ impl RestorePlan<'_> {
         let action = |item: &RestoreItem| match (item.existing, self.restore.settings.drop_existing) {
             (None, _) => RestoreAction::Create,
             (Some(_), DropExisting::Yes) => RestoreAction::DropAndCreate,
+            (Some(_), DropExisting::No) if self.restore.settings.mode == RestoreMode::Mirror => RestoreAction::Mirror,
             (Some(_), DropExisting::No) => RestoreAction::MergeInto,
         };
         let (documents, bytes) = self.total();
@@ -578,6 +579,8 @@ pub enum RestoreAction {
     DropAndCreate,
     /// Its documents go into what is there.
     MergeInto,
+    /// Its documents go into what is there, and what it does not have is deleted.
+    Mirror,
 }
 
 /// What a restore did.

@@ -75,9 +75,11 @@ impl RestorePlan<'_> {
         let (documents, bytes) = self.total();
         let tally = Arc::new(Tally::new(restore.settings.list_refused));
         let data: Vec<&RestoreItem> = items.iter().filter(|item| item.source.kind() != CollectionKind::View).collect();
-        if items.iter().any(|item| restore.drops(item)) {
+        if restore.settings.mode == RestoreMode::Mirror || items.iter().any(|item| restore.drops(item)) {
             restore.check_archive(items).await?;
         }
+        // Before anything is written: what goes may stand in the way of what comes, in a unique index.
+        let deleted = restore.delete_extras(&data).await?;
         for item in items {
             restore.check_cancelled()?;
             restore.make_room(item).await?;
@@ -101,7 +103,6 @@ impl RestorePlan<'_> {
         if let Ok(meter) = Arc::try_unwrap(meter) {
             meter.finish();
         }
-        let deleted = restore.delete_extras(&data).await?;
         restore.make_views(items, &tally).await?;
         if restore.settings.users_and_roles {
             restore.merge_users_and_roles(authorization).await?;

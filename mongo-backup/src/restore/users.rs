@@ -26,17 +26,25 @@ impl Restore {
         let mut merge = doc! { "_mergeAuthzCollections": 1, "db": "", "drop": false };
         let mut written = 0;
         let mut temporary = Vec::new();
+        // What a restore that died has left: credentials that belong to nobody.
+        for name in admin.list_collection_names().await? {
+            if name.starts_with(TEMPORARY) {
+                admin.collection::<mongo_core::bson::Document>(&name).drop().await?;
+            }
+        }
+        let mut random = [0; 6];
+        getrandom::fill(&mut random).map_err(|error| Error::internal(format!("no randomness to be had: {error}")))?;
+        let run = hex::encode(random);
         let result = async {
             for namespace in namespaces {
                 let (role, name) = match namespace.namespace().collection() {
-                    "system.users" => ("tempUsersCollection", "mongo_backup.users"),
-                    "system.roles" => ("tempRolesCollection", "mongo_backup.roles"),
+                    "system.users" => ("tempUsersCollection", format!("{TEMPORARY}{run}.users")),
+                    "system.roles" => ("tempRolesCollection", format!("{TEMPORARY}{run}.roles")),
                     // The version of the form that users have; the target keeps its own.
                     _ => continue,
                 };
-                admin.collection::<mongo_core::bson::Document>(name).drop().await?;
-                temporary.push(name);
-                written += self.copy_into(namespace, Namespace::new("admin", name)?).await?;
+                temporary.push(name.clone());
+                written += self.copy_into(namespace, Namespace::new("admin", name.clone())?).await?;
                 merge.insert(role, format!("admin.{name}"));
             }
             if written > 0 {
@@ -46,7 +54,7 @@ impl Restore {
         }
         .await;
         for name in temporary {
-            let dropped = admin.collection::<mongo_core::bson::Document>(name).drop().await;
+            let dropped = admin.collection::<mongo_core::bson::Document>(&name).drop().await;
             if result.is_ok() {
                 dropped?;
             }
@@ -72,3 +80,6 @@ impl Restore {
         Ok(written)
     }
 }
+
+/// Collections of `admin` that begin so are made here and left out of backups.
+const TEMPORARY: &str = "mongo_backup.";

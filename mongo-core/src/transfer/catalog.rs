@@ -243,6 +243,9 @@ fn unfit(namespace: &Namespace) -> Option<&'static str> {
     if namespace.database() == "admin" && collection.starts_with("system.") {
         return Some("users, roles and keys are not part of a data copy");
     }
+    if namespace.database() == "admin" && collection.starts_with("mongo_backup.") {
+        return Some("left by a restore of users that was interrupted");
+    }
     if collection == "system.profile" {
         return Some("the profiler's own collection");
     }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use mongodb::bson::RawDocument;
 
 use super::{partition::Key, scan::RangeScan};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A document of one side.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub enum Finding {
 /// that order; gives how many documents both sides have alike.
 ///
 /// # Errors
-/// Those of the sides.
+/// Those of the sides; `CorruptData` when one is not in that order.
 ///
 /// # Cancel safety
 /// Dropping the future ends the comparison.
@@ -138,19 +138,32 @@ pub async fn compare_unordered(
 struct Cursor<'a> {
     side: &'a mut dyn ComparedSide,
     batch: std::vec::IntoIter<Fingerprint>,
+    /// The last key of the batch.
+    last: Option<Key>,
     ended: bool,
 }
 
 impl<'a> Cursor<'a> {
     fn new(side: &'a mut dyn ComparedSide) -> Self {
-        Self { side, batch: Vec::new().into_iter(), ended: false }
+        Self { side, batch: Vec::new().into_iter(), last: None, ended: false }
     }
 
     /// Makes sure that there is a current document, unless the side is through.
     async fn fill(&mut self) -> Result<()> {
         while self.batch.as_slice().is_empty() && !self.ended {
             match self.side.next().await? {
-                Some(batch) => self.batch = batch.into_iter(),
+                Some(batch) => {
+                    // One that is out of order would be missed on this side, and taken for one that only the other has.
+                    let ordered = |pair: &[Fingerprint]| pair[0].key.compare(&pair[1].key).is_lt();
+                    let goes_on = self.last.iter().zip(batch.first()).all(|(last, first)| last.compare(&first.key).is_lt());
+                    if !goes_on || !batch.windows(2).all(ordered) {
+                        return Err(Error::corrupt("the documents of a collection are not in the order of their _ids"));
+                    }
+                    if let Some(last) = batch.last() {
+                        self.last = Some(last.key.clone());
+                    }
+                    self.batch = batch.into_iter();
+                }
                 None => self.ended = true,
             }
         }

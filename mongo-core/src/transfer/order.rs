@@ -5,7 +5,7 @@
 
 use std::cmp::Ordering;
 
-use mongodb::bson::{RawBsonRef, RawDocument};
+use mongodb::bson::{RawBinaryRef, RawBsonRef, RawDocument, spec::BinarySubtype};
 
 use super::partition::Key;
 
@@ -71,7 +71,7 @@ fn same_rank(a: RawBsonRef<'_>, b: RawBsonRef<'_>) -> Ordering {
                 }
             }
         }
-        (V::Binary(a), V::Binary(b)) => (a.bytes.len().cmp(&b.bytes.len()))
+        (V::Binary(a), V::Binary(b)) => (stored_length(&a).cmp(&stored_length(&b)))
             .then_with(|| u8::from(a.subtype).cmp(&u8::from(b.subtype)))
             .then_with(|| a.bytes.cmp(b.bytes)),
         (V::ObjectId(a), V::ObjectId(b)) => a.bytes().cmp(&b.bytes()),
@@ -86,6 +86,11 @@ fn same_rank(a: RawBsonRef<'_>, b: RawBsonRef<'_>) -> Ordering {
         }
         (a, b) => numbers(&a, &b),
     }
+}
+
+/// The old subtype holds its length once more, and the server counts it.
+fn stored_length(binary: &RawBinaryRef<'_>) -> usize {
+    binary.bytes.len() + if binary.subtype == BinarySubtype::BinaryOld { 4 } else { 0 }
 }
 
 fn documents(a: &RawDocument, b: &RawDocument) -> Ordering {
