@@ -6,7 +6,7 @@ use mongo_core::{
     CancellationToken, Error, ErrorKind, Namespace, NamespaceSelection, Result,
     bson::RawDocument,
     progress::{NoProgress, PhaseMeter, ProgressSink, Total},
-    transfer::partition::Key,
+    transfer::{compare::Fingerprint, partition::Key},
 };
 use serde::Serialize;
 
@@ -84,6 +84,28 @@ pub struct NamespaceDiff {
     pub changed: u64,
     /// The first of these documents, as many as were asked for.
     pub listed: Vec<DocumentDiff>,
+}
+
+impl NamespaceDiff {
+    pub(crate) fn new(namespace: Namespace, presence: Presence) -> Self {
+        Self { namespace, presence, definition_changed: false, added: 0, removed: 0, changed: 0, listed: Vec::new() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.presence == Presence::Both && !self.definition_changed && self.added + self.removed + self.changed == 0
+    }
+
+    /// Counts a document, and lists it if fewer than `list` are listed.
+    pub(crate) fn note(&mut self, change: DocumentChange, key: &Key, list: usize) {
+        *match change {
+            DocumentChange::Removed => &mut self.removed,
+            DocumentChange::Added => &mut self.added,
+            DocumentChange::Changed => &mut self.changed,
+        } += 1;
+        if self.listed.len() < list {
+            self.listed.push(DocumentDiff { id: key.to_extended_json(), change });
+        }
+    }
 }
 
 /// In which of the snapshots a namespace is.
@@ -219,15 +241,7 @@ impl Diff {
             (None, Some(right)) => (Presence::Added, right),
             (None, None) => return Ok(None),
         };
-        let mut found = NamespaceDiff {
-            namespace: only.namespace().clone(),
-            presence,
-            definition_changed: false,
-            added: 0,
-            removed: 0,
-            changed: 0,
-            listed: Vec::new(),
-        };
+        let mut found = NamespaceDiff::new(only.namespace().clone(), presence);
         match &pair {
             (Some(left), Some(right)) => {
                 found.definition_changed = left.kind() != right.kind()
@@ -249,8 +263,7 @@ impl Diff {
             (None, Some(right)) => found.added = right.documents(),
             _ => found.removed = only.documents(),
         }
-        let differs = found.definition_changed || found.added + found.removed + found.changed > 0 || presence != Presence::Both;
-        Ok(differs.then_some(found))
+        Ok((!found.is_empty()).then_some(found))
     }
 
     /// Compares the documents of a stretch.
@@ -277,7 +290,7 @@ impl Diff {
                 meter.advance(sum(|entry| entry.documents), sum(|entry| entry.bytes));
             }
         }
-        matching.finish()
+        Ok(matching.finish())
     }
 }
 
@@ -296,57 +309,37 @@ enum Take {
 
 /// The documents of a stretch, matched by `_id`.
 struct Matching {
-    /// Documents of the older side that the newer has not shown yet: `_id`, and a digest of all bytes.
-    older: HashMap<Vec<u8>, [u8; 16]>,
+    /// Documents of the older side that the newer has not shown yet, by the bytes of their `_id`s.
+    older: HashMap<Vec<u8>, Fingerprint>,
     found: NamespaceDiff,
     list: usize,
 }
 
 impl Matching {
     fn take(&mut self, side: Take, document: &RawDocument) -> Result<()> {
-        let key = Key::of(document)?;
-        let id = key.as_document().as_bytes().to_vec();
-        let digest = digest(document);
+        let document = Fingerprint::of(document)?;
+        let id = document.key.as_document().as_bytes();
         match side {
             Take::Older => {
-                self.older.insert(id, digest);
+                self.older.insert(id.to_vec(), document);
             }
-            Take::Newer => match self.older.remove(&id) {
-                Some(before) if before == digest => {}
-                Some(_) => {
-                    self.found.changed += 1;
-                    self.note(&key, DocumentChange::Changed);
-                }
-                None => {
-                    self.found.added += 1;
-                    self.note(&key, DocumentChange::Added);
-                }
+            Take::Newer => match self.older.remove(id) {
+                Some(before) if before.is_like(&document) => {}
+                Some(_) => self.found.note(DocumentChange::Changed, &document.key, self.list),
+                None => self.found.note(DocumentChange::Added, &document.key, self.list),
             },
         }
         Ok(())
     }
 
-    fn note(&mut self, key: &Key, change: DocumentChange) {
-        if self.found.listed.len() < self.list {
-            self.found.listed.push(DocumentDiff { id: key.to_extended_json(), change });
+    fn finish(mut self) -> NamespaceDiff {
+        let mut gone: Vec<(Vec<u8>, Fingerprint)> = std::mem::take(&mut self.older).into_iter().collect();
+        gone.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (_, document) in gone {
+            self.found.note(DocumentChange::Removed, &document.key, self.list);
         }
+        self.found
     }
-
-    fn finish(mut self) -> Result<NamespaceDiff> {
-        let mut gone: Vec<Vec<u8>> = std::mem::take(&mut self.older).into_keys().collect();
-        self.found.removed += gone.len() as u64;
-        gone.sort_unstable();
-        for id in gone.iter().take(self.list) {
-            self.note(&Key::of(RawDocument::from_bytes(id)?)?, DocumentChange::Removed);
-        }
-        Ok(self.found)
-    }
-}
-
-fn digest(document: &RawDocument) -> [u8; 16] {
-    let mut digest = [0; 16];
-    digest.copy_from_slice(&blake3::hash(document.as_bytes()).as_bytes()[..16]);
-    digest
 }
 
 const SEGMENTS_AT_ONCE: usize = 32;

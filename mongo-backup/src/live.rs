@@ -16,7 +16,7 @@ use mongo_core::{
 use serde::Serialize;
 
 use crate::{
-    diff::{DocumentChange, DocumentDiff, NamespaceDiff, Presence},
+    diff::{DocumentChange, NamespaceDiff, Presence},
     repository::{
         Repository, SnapshotChoice, documents_of,
         manifest::{SnapshotId, SnapshotNamespace},
@@ -155,7 +155,12 @@ impl LiveDiff {
         let known = |entry: &&CollectionEntry| stored.iter().any(|namespace| namespace.namespace() == entry.namespace());
         for entry in live.entries.iter().filter(|entry| covered(entry.namespace()) && !known(entry)) {
             let mut added = NamespaceDiff::new(entry.namespace().clone(), Presence::Added);
-            added.added = entry.estimate(&self.deployment).await.map_or(0, |(documents, _)| documents);
+            added.added = match entry.estimate(&self.deployment).await {
+                Ok((documents, _)) => documents,
+                // Dropped since it was listed.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error.with_context("namespace", entry.namespace())),
+            };
             report.namespaces.push(added);
         }
         report.namespaces.sort_by(|a, b| a.namespace.cmp(&b.namespace));
@@ -177,7 +182,14 @@ impl LiveDiff {
             return Ok((diff, 0));
         }
         let list = self.list;
-        let mut note = |finding, key: &Key| diff.note(finding, key, list);
+        let mut note = |finding, key: &Key| {
+            let change = match finding {
+                Finding::OnlyLeft => DocumentChange::Removed,
+                Finding::OnlyRight => DocumentChange::Added,
+                _ => DocumentChange::Changed,
+            };
+            diff.note(change, key, list);
+        };
         let alike = compare_with_live(&self.repository, stored, &self.deployment, live, &self.cancel, meter, &mut note).await?;
         Ok((diff, alike))
     }
@@ -244,32 +256,6 @@ impl ComparedSide for SnapshotSide<'_> {
         let fingerprints = fingerprints.await??;
         self.meter.advance(fingerprints.len() as u64, bytes);
         Ok(Some(fingerprints))
-    }
-}
-
-impl NamespaceDiff {
-    fn new(namespace: mongo_core::Namespace, presence: Presence) -> Self {
-        Self { namespace, presence, definition_changed: false, added: 0, removed: 0, changed: 0, listed: Vec::new() }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.presence == Presence::Both && !self.definition_changed && self.added + self.removed + self.changed == 0
-    }
-
-    fn note(&mut self, finding: Finding, key: &Key, list: usize) {
-        let change = match finding {
-            Finding::OnlyLeft => DocumentChange::Removed,
-            Finding::OnlyRight => DocumentChange::Added,
-            _ => DocumentChange::Changed,
-        };
-        *match change {
-            DocumentChange::Removed => &mut self.removed,
-            DocumentChange::Added => &mut self.added,
-            DocumentChange::Changed => &mut self.changed,
-        } += 1;
-        if self.listed.len() < list {
-            self.listed.push(DocumentDiff { id: key.to_extended_json(), change });
-        }
     }
 }
 

@@ -404,7 +404,6 @@ impl BackupPlan<'_> {
 
     async fn make_snapshot(self, started: DateTime, session: &Session) -> Result<BackupReport> {
         let Self { backup, catalog, estimates } = self;
-        backup.repository.reload_index().await?;
         let resume_point = match backup.deployment.topology() {
             Topology::Standalone => None,
             _ => Some(backup.majority_time().await?),
@@ -419,7 +418,6 @@ impl BackupPlan<'_> {
                     backup
                         .progress
                         .event(&mongo_core::progress::ProgressEvent::Note(format!("{reason}: reading anew with best effort")));
-                    backup.repository.reload_index().await?;
                     let catalog = backup.read_catalog().await?;
                     backup.attempt(started, session, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
                 }
@@ -450,7 +448,7 @@ fn no_snapshots(deployment: &Deployment) -> String {
 }
 
 impl Backup {
-    /// How finely the newest readable snapshot cuts each collection.
+    /// How finely the newest readable snapshot cuts each collection, after the index was read anew: the backup was announced before.
     async fn known_bits(&self) -> Result<HashMap<Namespace, u8>> {
         self.repository.reload_index().await?;
         let Some(newest) = self.repository.snapshots().await?.snapshots.pop() else { return Ok(HashMap::new()) };

@@ -16,10 +16,13 @@ use crc::{CRC_64_XZ, Crc, Digest, Table};
 use mongo_core::{
     Error, ErrorKind, Namespace, Result,
     bson::{RawDocument, RawDocumentBuf, rawdoc},
-    transfer::{catalog::CollectionKind, check_structure},
+    transfer::{
+        catalog::{CollectionKind, USERS_AND_ROLES},
+        check_structure,
+    },
 };
 
-use super::{Found, LONGEST_DOCUMENT, PIECE, USERS_AND_ROLES, metadata::Metadata};
+use super::{Found, LONGEST_DOCUMENT, PIECE, metadata::Metadata};
 
 /// Writes an archive.
 #[derive(Debug)]

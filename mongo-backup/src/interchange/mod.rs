@@ -41,9 +41,6 @@ pub(crate) enum Found {
     LeftOut(String, String),
 }
 
-/// The system collections of `admin` that hold users and roles.
-pub(crate) const USERS_AND_ROLES: [&str; 3] = ["system.users", "system.roles", "system.version"];
-
 /// So many bytes of documents are handed on at once.
 pub(crate) const PIECE: usize = 1 << 20;
 /// The longest document that a server sends: 16 MiB, and 16 KiB for what oplog entries add.

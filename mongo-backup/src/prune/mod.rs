@@ -134,15 +134,7 @@ impl Prune {
         if !(0.0..=1.0).contains(&self.max_unused) {
             return Err(Error::invalid("the share that may be unused must be from 0 to 1"));
         }
-        self.repository.reload_index().await?;
         let snapshots = self.readable_snapshots().await?;
-        if snapshots.is_empty() && !self.repository.index().packs().is_empty() {
-            // A folder that is not mounted looks like this, and everything would go.
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                "no snapshot is listed, though data of snapshots is there, so nothing is removed: see whether snapshots/ can be read, or delete the repository",
-            ));
-        }
         let verdicts = self.policy.judge(&snapshots, self.now())?;
         let kept: Vec<SnapshotManifest> = snapshots
             .into_iter()
@@ -151,6 +143,13 @@ impl Prune {
             .collect();
         let condemned = self.repository.read_condemned().await?;
         let live = self.mark(&kept).await?;
+        if verdicts.is_empty() && !live.index().packs().is_empty() {
+            // A folder that is not mounted looks like this, and everything would go.
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "no snapshot is listed, though data of snapshots is there, so nothing is removed: see whether snapshots/ can be read, or delete the repository",
+            ));
+        }
         let selection = self.select(&live, &condemned);
         let summary = PruneSummary {
             removed: verdicts.iter().filter(|verdict| !verdict.is_kept()).count() as u64,

@@ -46,10 +46,11 @@ impl Restore {
         let mut deletes = RawArrayBuf::new();
         for key in keys {
             let mut equal = RawDocumentBuf::new();
-            if let Some(id) = key.to_bson() {
-                equal.append(cstr!("$eq"), id);
-                deletes.push(rawdoc! { "q": { "_id": equal }, "limit": 1 });
-            }
+            let id = key
+                .to_bson()
+                .ok_or_else(|| Error::corrupt("the target has an _id that cannot be read, and so not be deleted"))?;
+            equal.append(cstr!("$eq"), id);
+            deletes.push(rawdoc! { "q": { "_id": equal }, "limit": 1 });
         }
         let mut command = rawdoc! { "delete": item.target.collection(), "ordered": false };
         command.append(cstr!("deletes"), deletes);
@@ -67,7 +68,11 @@ impl Restore {
             )
             .with_context("namespace", &item.target));
         }
-        Ok(reply.get_i32("n").ok().and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
+        reply
+            .get_i32("n")
+            .ok()
+            .and_then(|n| u64::try_from(n).ok())
+            .ok_or_else(|| Error::internal("the server did not say how many documents it deleted"))
     }
 }
 

@@ -3,14 +3,11 @@
 use mongo_core::{
     Error, Namespace, Result,
     bson::{RawDocument, doc},
-    transfer::write::WriteTarget,
+    transfer::{catalog::USERS_AND_ROLES, write::WriteTarget},
 };
 
 use super::Restore;
-use crate::{
-    interchange::USERS_AND_ROLES,
-    repository::{documents_of, manifest::SnapshotNamespace, segment::Content},
-};
+use crate::repository::{documents_of, manifest::SnapshotNamespace, segment::Content};
 
 /// Whether a namespace holds users or roles, or the version of their form.
 pub(crate) fn is_authorization(namespace: &Namespace) -> bool {

@@ -236,7 +236,7 @@ impl Catalog {
 }
 
 /// The collections of `admin` that hold users and roles, and the version of their form.
-const USERS_AND_ROLES: [&str; 3] = ["system.users", "system.roles", "system.version"];
+pub const USERS_AND_ROLES: [&str; 3] = ["system.users", "system.roles", "system.version"];
 
 fn unfit(namespace: &Namespace) -> Option<&'static str> {
     let collection = namespace.collection();

@@ -30,6 +30,11 @@ impl Fingerprint {
         digest.copy_from_slice(&blake3::hash(document.as_bytes()).as_bytes()[..16]);
         Ok(Self { key: Key::of(document)?, digest })
     }
+
+    /// Whether both documents have the same bytes.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
 }
 
 /// One of two copies that are compared.
@@ -91,7 +96,7 @@ pub async fn compare_ordered(
             (Ordering::Less, Some(a), _) => found(Finding::OnlyLeft, &a.key),
             (Ordering::Greater, _, Some(b)) => found(Finding::OnlyRight, &b.key),
             // Equal numbers of different types have one place, and different bytes.
-            (Ordering::Equal, Some(a), Some(b)) if a.digest != b.digest => found(Finding::Differs, &a.key),
+            (Ordering::Equal, Some(a), Some(b)) if !a.is_like(b) => found(Finding::Differs, &a.key),
             _ => alike += 1,
         }
         if order.is_le() {
@@ -124,7 +129,7 @@ pub async fn compare_unordered(
         for document in batch {
             match known.remove(document.key.as_document().as_bytes()) {
                 None => found(Finding::OnlyRight, &document.key),
-                Some(other) if other.digest != document.digest => found(Finding::Differs, &document.key),
+                Some(other) if !other.is_like(&document) => found(Finding::Differs, &document.key),
                 Some(_) => alike += 1,
             }
         }
