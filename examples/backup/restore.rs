@@ -1,10 +1,14 @@
 //! `backup restore`: bring a snapshot back.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, ValueEnum};
 use mongo_backup::{IdRange, Restore, RestoreMode, SnapshotChoice};
-use mongo_core::{Error, ErrorKind, Result, bson::Bson};
+use mongo_core::{
+    Deployment, Error, ErrorKind, Result,
+    bson::Bson,
+    state::{FileState, MongoState, StateStore},
+};
 use mongo_examples::{Access, cancel_on_interrupt, human_bytes, print_json, terminal_progress};
 
 use crate::{inspect::Chosen, place::deployment};
@@ -41,6 +45,13 @@ pub(crate) struct Restoration {
     /// Also add the users and roles of the snapshot that the target does not have
     #[arg(long)]
     users: bool,
+    /// Keep how far the restore is in this folder, not in admin.mongo_backup.restores of the target: the same command goes on where it was
+    /// interrupted
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Begin anew instead of going on where the same command was interrupted
+    #[arg(long)]
+    anew: bool,
     /// Show what would be done and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -96,6 +107,12 @@ impl Restoration {
         if self.drop {
             builder = builder.drop_existing();
         }
+        if self.anew {
+            builder = builder.anew();
+        }
+        if let Some(store) = self.checkpoints(&deployment).await? {
+            builder = builder.checkpoints(store);
+        }
         let restore = builder.build()?;
         let plan = restore.plan().await?;
         if self.dry_run {
@@ -104,6 +121,9 @@ impl Restoration {
                 print_json(&summary)?;
             } else {
                 println!("snapshot     {} ({})", summary.snapshot, summary.consistency);
+                if let Some(begun) = summary.resumes {
+                    println!("goes on with the restore of {}", begun.try_to_rfc3339_string().unwrap_or_default());
+                }
                 for namespace in &summary.namespaces {
                     println!(
                         "{:>12} {:>12}  {} -> {} ({:?})",
@@ -168,6 +188,41 @@ impl Restoration {
         Ok(ExitCode::FAILURE)
     }
 }
+
+impl Restoration {
+    /// Where to keep how far the restore is; nowhere if the user may not write there.
+    async fn checkpoints(&self, target: &Deployment) -> Result<Option<Arc<dyn StateStore>>> {
+        if let Some(folder) = &self.state {
+            return Ok(Some(Arc::new(FileState::new(folder))));
+        }
+        if self.dry_run {
+            // A plan only reads; whoever may not do that has none either.
+            let store = MongoState::new(target, CHECKPOINTS.parse()?);
+            let readable = store.load(&PROBE.parse()?).await.is_ok();
+            return Ok(if readable { Some(Arc::new(store)) } else { None });
+        }
+        let (store, probe) = (MongoState::new(target, CHECKPOINTS.parse()?), PROBE.parse()?);
+        let tried = async {
+            store.load(&probe).await?;
+            store.save(&probe, Vec::new()).await?;
+            store.remove(&probe).await
+        };
+        match tried.await {
+            Ok(()) => Ok(Some(Arc::new(store))),
+            Err(error) if error.kind() == ErrorKind::Unauthorized => {
+                eprintln!(
+                    "note: this user may not write {CHECKPOINTS}: if the restore is interrupted, it begins anew (--state keeps it elsewhere)"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// In the target: so it is there, and as new as the data, from wherever the restore is run again.
+const CHECKPOINTS: &str = "admin.mongo_backup.restores";
+const PROBE: &str = "probe";
 
 /// An `_id` as it is written on a command line.
 fn id_value(text: &str) -> Bson {

@@ -14,7 +14,7 @@ use crate::repository::{
     Repository, SnapshotChoice,
     compare::{Difference, TreeComparison},
     documents_of,
-    manifest::{SnapshotId, SnapshotNamespace},
+    manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
     segment::Content,
     tree::TreeEntry,
 };
@@ -195,10 +195,18 @@ impl Diff {
     #[tracing::instrument(skip_all, name = "diff")]
     pub async fn run(self) -> Result<DiffReport> {
         let (older, newer) = (self.repository.snapshot(&self.older).await?, self.repository.snapshot(&self.newer).await?);
-        let mut report = DiffReport { older: older.id.clone(), newer: newer.id.clone(), namespaces: Vec::new() };
+        let report = DiffReport { older: older.id.clone(), newer: newer.id.clone(), namespaces: Vec::new() };
         // A pattern is checked against names even where nothing differs.
         if older.catalog == newer.catalog && self.selection.include.is_empty() {
             return Ok(report);
+        }
+        let repository = self.repository.clone();
+        repository.while_reading(self.compare(older, newer, report)).await
+    }
+
+    async fn compare(self, older: SnapshotManifest, newer: SnapshotManifest, mut report: DiffReport) -> Result<DiffReport> {
+        for snapshot in [&older, &newer] {
+            self.repository.still_there(&snapshot.id).await?;
         }
         // Another process may have written since the repository was opened.
         self.repository.reload_index().await?;

@@ -119,6 +119,11 @@ impl LiveDiff {
     /// Dropping the future ends the comparison.
     #[tracing::instrument(skip_all, name = "live_diff")]
     pub async fn run(self) -> Result<LiveDiffReport> {
+        let repository = self.repository.clone();
+        repository.while_reading(self.compare()).await
+    }
+
+    async fn compare(self) -> Result<LiveDiffReport> {
         let manifest = self.repository.snapshot(&self.snapshot).await?;
         self.repository.reload_index().await?;
         let mut stored = self.repository.namespaces(&manifest).await?;

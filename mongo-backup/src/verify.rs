@@ -142,7 +142,7 @@ impl Verify {
         let repository = self.repository.clone();
         let subject = [("snapshot", format!("{:?}", self.snapshot)), ("depth", format!("{:?}", self.depth))];
         let found = |report: &VerifyReport| Some(("problems", report.problems.len().to_string()));
-        repository.recorded(AuditAction::Verify, subject, self.run_unrecorded(), found).await
+        repository.recorded(AuditAction::Verify, subject, repository.while_reading(self.run_unrecorded()), found).await
     }
 
     async fn run_unrecorded(self) -> Result<VerifyReport> {

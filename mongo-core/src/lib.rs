@@ -14,6 +14,7 @@ mod redact;
 pub mod replica_set;
 mod replication_mode;
 mod retry;
+pub mod state;
 pub mod transfer;
 
 pub use mongodb;

@@ -31,5 +31,6 @@ mod kill;
 mod object_store;
 mod prune;
 mod restore_modes;
+mod resume;
 mod support;
 mod transfer;

@@ -165,6 +165,13 @@ pub(crate) async fn db_hash(deployment: &Deployment, database: &str) -> Document
     reply.get_document("collections").unwrap().clone()
 }
 
+/// The same without the definitions of views, which name their database.
+pub(crate) async fn data_hash(deployment: &Deployment, database: &str) -> Document {
+    let mut hash = db_hash(deployment, database).await;
+    hash.remove("system.views");
+    hash
+}
+
 /// An example's program, as `cargo test --workspace` builds it.
 pub(crate) fn example(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().unwrap();

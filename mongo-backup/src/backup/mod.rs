@@ -1,7 +1,6 @@
 //! Making a snapshot: plan, inspect, run, report.
 
 mod collect;
-pub(crate) mod session;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,13 +22,12 @@ use mongo_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::session::Session;
 use crate::{
     audit::AuditAction,
     metrics,
     repository::{
-        Repository,
-        condemned::TOOL,
+        Repository, TOOL,
+        announcement::Session,
         manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
         store::{SegmentStore, storing},
     },

@@ -24,8 +24,7 @@ use super::{
 use crate::{
     audit::AuditAction,
     repository::{
-        Repository, SnapshotChoice,
-        condemned::TOOL,
+        Repository, SnapshotChoice, TOOL,
         manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
         segment::Content,
     },
@@ -152,7 +151,7 @@ impl Export {
     pub async fn to_archive(self, out: impl Write + Send + 'static) -> Result<ExportReport> {
         let repository = self.repository.clone();
         let subject = [("format", "archive".to_owned()), ("snapshot", format!("{:?}", self.snapshot))];
-        repository.recorded(AuditAction::Export, subject, self.write_archive_to(out), |_| None).await
+        repository.recorded(AuditAction::Export, subject, repository.while_reading(self.write_archive_to(out)), |_| None).await
     }
 
     async fn write_archive_to(self, out: impl Write + Send + 'static) -> Result<ExportReport> {
@@ -182,7 +181,9 @@ impl Export {
     pub async fn to_directory(self, path: impl Into<PathBuf>) -> Result<ExportReport> {
         let repository = self.repository.clone();
         let subject = [("format", "directory".to_owned()), ("snapshot", format!("{:?}", self.snapshot))];
-        repository.recorded(AuditAction::Export, subject, self.write_directory_to(path.into()), |_| None).await
+        repository
+            .recorded(AuditAction::Export, subject, repository.while_reading(self.write_directory_to(path.into())), |_| None)
+            .await
     }
 
     async fn write_directory_to(self, path: PathBuf) -> Result<ExportReport> {

@@ -25,11 +25,10 @@ use super::{
 };
 use crate::{
     audit::AuditAction,
-    backup::session::Session,
     repository::{
-        Repository,
+        Repository, TOOL,
+        announcement::Session,
         assembly::{Assembly, store_catalog},
-        condemned::TOOL,
         documents_of,
         manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
         segment::Segmenter,

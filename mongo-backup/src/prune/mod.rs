@@ -34,10 +34,10 @@ use crate::{
 
 /// Removes what a [`RetentionPolicy`] does not keep, and frees its space.
 ///
-/// Backups and other prunes may go on meanwhile, on other hosts too; there is no lock. So may restores, but for one of a snapshot that the policy
-/// removes: it fails when its packs are gone. Packs that no snapshot needs are first
+/// Backups, restores, verifications and other prunes may go on meanwhile, on other hosts too; there is no lock. Packs that no snapshot needs are first
 /// *condemned*: no new backup relies on them. They are deleted when every backup that was under way then has published its
-/// snapshot or ended; one that gives no sign of life for a day is revoked, which makes it impossible that it publishes what it
+/// snapshot or ended, and whoever was reading is through. One that gives no sign of life for a day is waited for no longer; a backup is
+/// revoked then, which makes it impossible that it publishes what it
 /// began. Usually no backup is under way, and both happens in one run; otherwise the next prune deletes.
 ///
 /// ```no_run
@@ -82,7 +82,7 @@ impl Prune {
         }
     }
 
-    /// Takes a backup for dead that has given no sign of life for so long. Default a day; they give one every five minutes.
+    /// Takes a backup or a reader for dead that has given no sign of life for so long. Default a day; they give one every five minutes.
     pub fn abandoned_after(mut self, silence: Duration) -> Self {
         self.abandoned_after = silence;
         self
@@ -318,7 +318,7 @@ pub struct PruneReport {
     pub deleted_packs: u64,
     /// Their bytes.
     pub freed_bytes: u64,
-    /// Packs that are condemned and not deleted yet, because a backup that may need them is under way, or the archive's listings lag behind.
+    /// Packs that are condemned and not deleted yet, because a backup or a reader that may need them is under way, or the archive's listings lag behind.
     pub postponed_packs: u64,
     /// Backups that were taken for dead: they can no longer publish their snapshots.
     pub revoked: Vec<SnapshotId>,

@@ -9,7 +9,8 @@ use mongo_core::{ErrorKind, Result, bson::DateTime};
 
 use super::{PackSet, Prune, PruneReport};
 use crate::repository::{
-    condemned::{BackupSeen, Seen, Sentence},
+    announcement::{Announced, Purpose},
+    condemned::{Seen, Sentence},
     index::Index,
     indexes::IndexReading,
     manifest::SnapshotManifest,
@@ -50,7 +51,7 @@ impl Prune {
             None => {
                 let seen = match &sentence.seen {
                     Some(seen) => seen.clone(),
-                    None if self.is_settled(sentence.at, 2) => self.repository.note_backups(&sentence.id, self.now()).await?,
+                    None if self.is_settled(sentence.at, 2) => self.repository.note_announced(&sentence.id, self.now()).await?,
                     None => return Ok(false),
                 };
                 if !self.is_settled(seen.at, 1) || !self.are_through(&seen, report).await? {
@@ -77,29 +78,35 @@ impl Prune {
         self.listing_lag.is_zero() || self.since(at) >= self.listing_lag * times + SKEW
     }
 
-    /// Whether every backup that was under way when the packs were condemned is through, or revoked.
+    /// Whether every operation that was under way when the packs were condemned is through, or revoked.
     async fn are_through(&self, seen: &Seen, report: &mut PruneReport) -> Result<bool> {
-        for backup in &seen.backups {
-            if self.repository.find_snapshot(&backup.snapshot).await?.is_some() {
+        for operation in &seen.announced {
+            let publishes = operation.purpose == Purpose::Backup;
+            if publishes && self.repository.find_snapshot(&operation.id).await?.is_some() {
                 continue;
             }
-            if self.may_be_alive(backup, seen).await? {
+            if self.may_be_alive(operation, seen).await? {
                 return Ok(false);
             }
+            if !publishes {
+                // What it still reads it will miss.
+                self.repository.conclude(&operation.id).await?;
+                continue;
+            }
             // Also where it has ended in failure: a late request of its own could still publish.
-            if self.repository.revoke(&backup.snapshot).await? {
-                self.repository.conclude(&backup.snapshot).await?;
-                report.revoked.push(backup.snapshot.clone());
+            if self.repository.revoke(&operation.id).await? {
+                self.repository.conclude(&operation.id).await?;
+                report.revoked.push(operation.id.clone());
             }
         }
         Ok(true)
     }
 
-    async fn may_be_alive(&self, backup: &BackupSeen, seen: &Seen) -> Result<bool> {
-        Ok(match self.repository.sign_of_life(&backup.snapshot).await? {
+    async fn may_be_alive(&self, operation: &Announced, seen: &Seen) -> Result<bool> {
+        Ok(match self.repository.sign_of_life(&operation.id).await? {
             None => false,
             // It was alive after it was seen; whether it still is, its own clock must tell, and that may differ by a day.
-            Some((beat, at)) if beat != backup.beat => self.since(at) < self.abandoned_after + SKEW,
+            Some(sign) if sign.beat != operation.beat => self.since(sign.at) < self.abandoned_after + SKEW,
             Some(_) => self.since(seen.at) < self.abandoned_after,
         })
     }
@@ -160,7 +167,7 @@ impl Prune {
     async fn all_snapshots(&self, sentence: &Sentence, seen: &Seen) -> Result<Vec<SnapshotManifest>> {
         let mut snapshots = self.readable_snapshots().await?;
         let listed: BTreeSet<_> = snapshots.iter().map(|snapshot| snapshot.id.clone()).collect();
-        let seen = seen.backups.iter().map(|backup| &backup.snapshot);
+        let seen = seen.announced.iter().map(|operation| &operation.id);
         for id in sentence.snapshots.iter().chain(seen) {
             if !listed.contains(id)
                 && let Some(snapshot) = self.repository.find_snapshot(id).await?

@@ -22,7 +22,10 @@ use super::*;
 use crate::{
     Key, MemoryArchive, ObjectMeta, ObjectName, PutMode, PutOutcome, Verify,
     archive::ArchiveSink,
-    repository::testing::{Documents, Steps, read, snapshot},
+    repository::{
+        announcement::Purpose,
+        testing::{Documents, Steps, read, snapshot},
+    },
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -55,6 +58,57 @@ async fn open_sentences(archive: &dyn ArchiveSink) -> usize {
 
 fn documents(from: i32, to: i32, value: i32) -> Documents {
     (from..to).map(|id| (id, value)).collect()
+}
+
+#[tokio::test]
+async fn what_is_being_read_is_not_deleted_before_the_reader_is_through() {
+    let archive: Arc<dyn ArchiveSink> = Arc::new(MemoryArchive::new());
+    let (repository, clock) = (open(&archive).await, clock());
+    let first = snapshot(&repository, now(&clock), &documents(0, 500, 1)).await.unwrap();
+    clock.advance(DAY);
+    snapshot(&repository, now(&clock), &documents(0, 500, 2)).await.unwrap();
+    let prune = || Prune::new(&repository, keep_last(1)).clock(Arc::<ManualClock>::clone(&clock));
+    // A reader of its own: what it finds is not what the prune has in memory.
+    let reader = open(&archive).await;
+    let manifest = reader
+        .while_reading(async {
+            let manifest = reader.snapshot(&(&first).into()).await?;
+            reader.reload_index().await?;
+            let report = prune().run().await?;
+            assert_eq!((report.removed.len(), report.deleted_packs), (1, 0), "{report:?}");
+            assert!(report.postponed_packs > 0);
+            let mut walk = reader.walk(&reader.namespaces(&manifest).await?[0].root)?;
+            let mut segments = 0;
+            while let Some(entry) = walk.next().await? {
+                reader.read_segments(crate::repository::segment::Content::Documents, &[entry.id]).await?;
+                segments += 1;
+            }
+            assert!(segments > 0);
+            Ok(manifest)
+        })
+        .await
+        .unwrap();
+    assert!(reader.still_there(&manifest.id).await.is_err());
+    let report = prune().run().await.unwrap();
+    assert!(report.deleted_packs > 0 && report.revoked.is_empty(), "{report:?}");
+    assert_eq!(archive.list("locks/").count().await, 0);
+}
+
+#[tokio::test]
+async fn a_reader_that_has_died_holds_nothing_back_for_more_than_a_day() {
+    let archive: Arc<dyn ArchiveSink> = Arc::new(MemoryArchive::new());
+    let (repository, clock) = (open(&archive).await, clock());
+    snapshot(&repository, now(&clock), &documents(0, 500, 1)).await.unwrap();
+    clock.advance(DAY);
+    snapshot(&repository, now(&clock), &documents(0, 500, 2)).await.unwrap();
+    let died = SnapshotId::generate(now(&clock)).unwrap();
+    repository.announce(&died, now(&clock), 0, Purpose::Reading).await.unwrap();
+    let prune = || Prune::new(&repository, keep_last(1)).clock(Arc::<ManualClock>::clone(&clock));
+    assert!(prune().run().await.unwrap().postponed_packs > 0);
+    clock.advance(DAY + Duration::from_secs(1));
+    let report = prune().run().await.unwrap();
+    assert!(report.deleted_packs > 0 && report.revoked.is_empty(), "{report:?}");
+    assert_eq!(archive.list("locks/").count().await, 0);
 }
 
 #[tokio::test]

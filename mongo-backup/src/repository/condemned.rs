@@ -1,28 +1,21 @@
-//! Packs that prunes have condemned, and the backups that are under way: what lets data be deleted without a lock.
+//! Packs that prunes have condemned: what lets data be deleted without a lock.
 //!
-//! See `docs/format.md` for the protocol. In short: a backup announces itself under its snapshot's id, then reads which packs are
-//! condemned, and relies on no such pack. A prune condemns packs, then notes which backups have announced themselves, and deletes
+//! See `docs/format.md` for the protocol. In short: a backup [announces itself](super::announcement) under its snapshot's id, then
+//! reads which packs are condemned, and relies on no such pack. A prune condemns packs, then notes which backups have announced themselves, and deletes
 //! nothing before each of these has published its snapshot, or was revoked: a tombstone lies where its snapshot would have to be,
 //! so it can never publish it. Which of the condemned packs are deleted is decided once, by an object that is never changed:
 //! so a prune that wakes up late can only repeat what was decided.
 
 use std::collections::{BTreeSet, HashSet};
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongo_core::{
     Error, ErrorKind, Result,
-    bson::{self, Binary, DateTime, doc, spec::BinarySubtype},
+    bson::{Binary, DateTime, spec::BinarySubtype},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
-use super::{
-    READS_AT_ONCE, Repository,
-    envelope::{self, Magic},
-    manifest::SnapshotId,
-    pack::PackId,
-    snapshot_name,
-};
+use super::{READS_AT_ONCE, Repository, announcement::Announced, manifest::SnapshotId, pack::PackId};
 use crate::archive::{ObjectMeta, ObjectName, PutMode, PutOutcome};
 
 /// What all prunes that are not through have condemned.
@@ -71,21 +64,15 @@ pub(crate) struct Decision {
     pub(crate) at: DateTime,
 }
 
-/// The backups that were under way after a prune had condemned its packs.
+/// The operations that were under way after a prune had condemned its packs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Seen {
     /// By the clock of the prune that looked.
     pub(crate) at: DateTime,
-    pub(crate) backups: Vec<BackupSeen>,
-}
-
-/// A backup that was under way, and how often it had given a sign of life.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct BackupSeen {
-    pub(crate) snapshot: SnapshotId,
-    pub(crate) beat: i64,
+    /// Named so when only backups announced themselves.
+    #[serde(rename = "backups")]
+    pub(crate) announced: Vec<Announced>,
 }
 
 /// All that lies under a sentence's name.
@@ -108,17 +95,6 @@ struct StoredSentence {
 struct StoredDecision {
     packs: Binary,
     at: DateTime,
-}
-
-/// The payload of a backup's announcement.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct StoredSession {
-    started: DateTime,
-    /// When this sign of life was given, by the clock of the backup.
-    at: DateTime,
-    beat: i64,
-    tool: String,
 }
 
 impl Repository {
@@ -181,14 +157,14 @@ impl Repository {
     pub(crate) async fn condemn(&self, packs: &[PackId], snapshots: &[SnapshotId], now: DateTime) -> Result<SnapshotId> {
         let id = SnapshotId::generate(now)?;
         let stored = StoredSentence { at: now, packs: pack_ids(packs), snapshots: snapshots.to_vec() };
-        self.put_mark(&sentence_name(&id)?, &stored).await?;
+        self.put_mark(&sentence_name(&id)?, &stored, PutMode::CreateOnly).await?;
         Ok(id)
     }
 
-    /// Notes which backups are under way, after a sentence was written. Of several that note, the first holds.
-    pub(crate) async fn note_backups(&self, sentence: &SnapshotId, now: DateTime) -> Result<Seen> {
-        let seen = Seen { at: now, backups: self.backups_under_way().await? };
-        match self.put_mark(&seen_name(sentence)?, &seen).await? {
+    /// Notes which operations are under way, after a sentence was written. Of several that note, the first holds.
+    pub(crate) async fn note_announced(&self, sentence: &SnapshotId, now: DateTime) -> Result<Seen> {
+        let seen = Seen { at: now, announced: self.announced().await? };
+        match self.put_mark(&seen_name(sentence)?, &seen, PutMode::CreateOnly).await? {
             PutOutcome::AlreadyExists => {
                 let theirs = self.read_mark::<Seen>(&seen_name(sentence)?).await?;
                 theirs.ok_or_else(|| Error::new(ErrorKind::Unavailable, "another prune is at work: try again later"))
@@ -200,7 +176,7 @@ impl Repository {
     /// Decides, once for all prunes, which packs of a sentence are deleted. Gives the decision that holds, which may be another's.
     pub(crate) async fn decide(&self, sentence: &SnapshotId, packs: Vec<PackId>, now: DateTime) -> Result<Decision> {
         let (name, stored) = (decision_name(sentence)?, StoredDecision { packs: pack_ids(&packs), at: now });
-        if self.put_mark(&name, &stored).await? == PutOutcome::Stored {
+        if self.put_mark(&name, &stored, PutMode::CreateOnly).await? == PutOutcome::Stored {
             return Ok(Decision { packs, at: now });
         }
         let theirs = self.read_mark::<StoredDecision>(&name).await?;
@@ -225,82 +201,6 @@ impl Repository {
     pub(crate) async fn expunge(&self, sentence: &SnapshotId) -> Result<()> {
         self.archive().delete(&decision_name(sentence)?).await
     }
-
-    /// The backups that have announced themselves and not ended.
-    pub(crate) async fn backups_under_way(&self) -> Result<Vec<BackupSeen>> {
-        let listed: Vec<ObjectMeta> = self.archive().list(SESSIONS).try_collect().await?;
-        let mut backups = Vec::new();
-        for object in listed {
-            let Some(snapshot) = object.name.as_str().strip_prefix(SESSIONS).and_then(|id| id.parse().ok()) else { continue };
-            if let Some(beat) = self.beat(&snapshot).await? {
-                backups.push(BackupSeen { snapshot, beat });
-            }
-        }
-        Ok(backups)
-    }
-
-    /// How often a backup has given a sign of life; none if it is not under way.
-    pub(crate) async fn beat(&self, snapshot: &SnapshotId) -> Result<Option<i64>> {
-        Ok(self.sign_of_life(snapshot).await?.map(|(beat, _)| beat))
-    }
-
-    /// How often a backup has given a sign of life, and when it was the last time by its own clock; none if it is not under way.
-    pub(crate) async fn sign_of_life(&self, snapshot: &SnapshotId) -> Result<Option<(i64, DateTime)>> {
-        match self.read_mark::<StoredSession>(&session_name(snapshot)?).await {
-            Ok(session) => Ok(session.map(|session| (session.beat, session.at))),
-            // It may be alive all the same.
-            Err(error) if error.kind() == ErrorKind::CorruptData => Ok(Some((-1, DateTime::MIN))),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Announces a backup, or gives a sign of life.
-    pub(crate) async fn announce(&self, snapshot: &SnapshotId, started: DateTime, beat: i64) -> Result<()> {
-        let name = session_name(snapshot)?;
-        let session = StoredSession { started, at: DateTime::now(), beat, tool: TOOL.to_owned() };
-        let object = envelope::seal(Magic::MARK, Some(&name), self.config().cipher.as_ref(), &bson::serialize_to_vec(&session)?)?;
-        self.archive().put(&name, object, PutMode::Replace).await.map(drop)
-    }
-
-    /// Says that a backup has ended.
-    pub(crate) async fn conclude(&self, snapshot: &SnapshotId) -> Result<()> {
-        self.archive().delete(&session_name(snapshot)?).await
-    }
-
-    /// Makes it impossible that a backup publishes its snapshot. False if it has done so already.
-    pub(crate) async fn revoke(&self, snapshot: &SnapshotId) -> Result<bool> {
-        let name = snapshot_name(snapshot)?;
-        let outcome = self.archive().put(&name, self.tombstone(&name)?, PutMode::CreateOnly).await?;
-        // Else there lies its manifest, or a tombstone of an earlier attempt.
-        Ok(outcome == PutOutcome::Stored || self.find_snapshot(snapshot).await?.is_none())
-    }
-
-    /// Puts a tombstone in the place of a snapshot.
-    pub(crate) async fn bury(&self, snapshot: &SnapshotId) -> Result<()> {
-        let name = snapshot_name(snapshot)?;
-        self.archive().put(&name, self.tombstone(&name)?, PutMode::Replace).await.map(drop)
-    }
-
-    fn tombstone(&self, name: &ObjectName) -> Result<Bytes> {
-        let payload = bson::serialize_to_vec(&doc! {})?;
-        envelope::seal(Magic::TOMBSTONE, Some(name), self.config().cipher.as_ref(), &payload)
-    }
-
-    async fn put_mark(&self, name: &ObjectName, mark: &(impl Serialize + Sync)) -> Result<PutOutcome> {
-        let object = envelope::seal(Magic::MARK, Some(name), self.config().cipher.as_ref(), &bson::serialize_to_vec(mark)?)?;
-        self.archive().put(name, object, PutMode::CreateOnly).await
-    }
-
-    async fn read_mark<T: DeserializeOwned>(&self, name: &ObjectName) -> Result<Option<T>> {
-        let object = match self.archive().get(name, None).await {
-            Ok(object) => object,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let payload = envelope::open(Magic::MARK, name, self.config().cipher.as_ref(), &object)?;
-        let malformed = |error| Error::corrupt("a mark is malformed").with_context("object", name).with_source(error);
-        bson::deserialize_from_slice(&payload).map(Some).map_err(malformed)
-    }
 }
 
 fn pack_ids(packs: &[PackId]) -> Binary {
@@ -324,19 +224,13 @@ fn decision_name(id: &SnapshotId) -> Result<ObjectName> {
     ObjectName::new(format!("{CONDEMNED}{id}.decision"))
 }
 
-fn session_name(id: &SnapshotId) -> Result<ObjectName> {
-    ObjectName::new(format!("{SESSIONS}{id}"))
-}
-
 /// The parser of every mark, for the fuzz target.
 #[cfg(fuzzing)]
 pub(crate) fn parse_any(bytes: &[u8]) {
+    use mongo_core::bson;
     let _ = bson::deserialize_from_slice::<StoredSentence>(bytes).map(|stored| unpack_ids(&stored.packs));
     let _ = bson::deserialize_from_slice::<Seen>(bytes);
     let _ = bson::deserialize_from_slice::<StoredDecision>(bytes);
-    let _ = bson::deserialize_from_slice::<StoredSession>(bytes);
 }
 
 const CONDEMNED: &str = "condemned/";
-const SESSIONS: &str = "locks/";
-pub(crate) const TOOL: &str = concat!("mongo-backup ", env!("CARGO_PKG_VERSION"));

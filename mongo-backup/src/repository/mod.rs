@@ -1,5 +1,6 @@
 //! A repository: snapshots in an archive, sharing what they have in common.
 
+pub(crate) mod announcement;
 pub(crate) mod assembly;
 pub(crate) mod block;
 mod cipher;
@@ -13,6 +14,7 @@ pub(crate) mod index;
 pub(crate) mod indexes;
 pub(crate) mod key;
 pub(crate) mod manifest;
+mod marks;
 mod opening;
 pub(crate) mod pack;
 pub(crate) mod reader;
@@ -20,6 +22,7 @@ pub(crate) mod segment;
 pub(crate) mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tombstone;
 pub(crate) mod tree;
 
 use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicU64};
@@ -192,10 +195,22 @@ impl Repository {
         Ok(Some(manifest))
     }
 
+    /// Looks for a snapshot that was there a while ago.
+    pub(crate) async fn still_there(&self, id: &SnapshotId) -> Result<()> {
+        match self.find_snapshot(id).await? {
+            Some(_) => Ok(()),
+            None => Err(Error::new(ErrorKind::NotFound, "the snapshot was removed meanwhile").with_context("snapshot", id)),
+        }
+    }
+
     /// Removes a snapshot. What only it needed stays until a prune finds it unused.
     pub(crate) async fn forget(&self, id: &SnapshotId) -> Result<()> {
         // While its backup has not ended, a repeated request could publish it once more: nothing may be free under its name.
-        if self.beat(id).await?.is_some() { self.bury(id).await } else { self.archive().delete(&snapshot_name(id)?).await }
+        if self.sign_of_life(id).await?.is_some() {
+            self.bury(id).await
+        } else {
+            self.archive().delete(&snapshot_name(id)?).await
+        }
     }
 
     /// Writes the manifest: from here on the snapshot exists.
@@ -280,6 +295,8 @@ pub(crate) fn documents_of(segment: &[u8]) -> impl Iterator<Item = Result<&bson:
 }
 
 pub(crate) const SNAPSHOTS: &str = "snapshots/";
+/// What manifests, announcements and exports name as their maker.
+pub(crate) const TOOL: &str = concat!("mongo-backup ", env!("CARGO_PKG_VERSION"));
 const READS_AT_ONCE: usize = 8;
 
 /// Entrances to the parsers of stored bytes, for the fuzz targets only.
@@ -343,6 +360,7 @@ pub mod fuzzing {
 
     pub fn mark(bytes: &[u8]) {
         condemned::parse_any(bytes);
+        announcement::parse(bytes);
     }
 
     pub fn key(bytes: &[u8]) {

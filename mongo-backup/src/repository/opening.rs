@@ -95,6 +95,11 @@ impl Repository {
         Self(Arc::new(inner), None)
     }
 
+    /// Whether the repository is not in the archive yet.
+    pub(super) async fn is_unmade(&self) -> bool {
+        self.0.unmade.lock().await.is_some()
+    }
+
     /// Writes key and config if the repository is new.
     pub(crate) async fn make(&self) -> Result<()> {
         let mut unmade = self.0.unmade.lock().await;

@@ -12,7 +12,9 @@ use mongo_core::{
 };
 
 use super::{
-    Repository, documents_of,
+    Repository,
+    announcement::Purpose,
+    documents_of,
     manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
     segment::{Content, Segmenter},
     store::{BlockWriter, SegmentStore},
@@ -74,7 +76,7 @@ impl Steps {
     pub(crate) async fn begin(repository: &Repository, started: DateTime) -> Result<Self> {
         let id = SnapshotId::generate(started)?;
         repository.make().await?;
-        repository.announce(&id, started, 0).await?;
+        repository.announce(&id, started, 0, Purpose::Backup).await?;
         repository.reload_index().await?;
         Ok(Self { repository: repository.clone(), id, started, manifest: None })
     }

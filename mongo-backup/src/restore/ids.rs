@@ -4,7 +4,7 @@ use std::{cmp::Ordering, fmt, sync::Arc};
 
 use mongo_core::{
     Error, Result,
-    bson::{Bson, RawBson, RawDocument},
+    bson::{Binary, Bson, RawBson, RawDocument, spec::BinarySubtype},
     transfer::partition::Key,
 };
 
@@ -56,6 +56,13 @@ impl IdRange {
             return Err(Error::invalid("the range of _ids ends before it begins"));
         }
         Ok(range)
+    }
+
+    /// Both ends as bytes, to tell one range from another.
+    pub(super) fn to_binary(&self) -> Binary {
+        let end = |key: &Option<Key>| key.as_ref().map(|key| key.as_document().as_bytes().to_vec()).unwrap_or_default();
+        let (from, to) = (end(&self.from), end(&self.to));
+        Binary { subtype: BinarySubtype::Generic, bytes: [&from.len().to_le_bytes()[..], &from, &to].concat() }
     }
 
     /// Whether documents from the first of a part up to that of the next part, if there is one, can be in the range.

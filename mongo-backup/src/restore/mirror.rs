@@ -9,13 +9,13 @@ use mongo_core::{
     transfer::{catalog::Catalog, compare::Finding, partition::Key},
 };
 
-use super::{DropExisting, Restore, RestoreItem, RestoreMode};
+use super::{Restore, RestoreItem, RestoreMode};
 use crate::live::compare_with_live;
 
 impl Restore {
     /// Deletes the documents of merged collections that the snapshot does not have. Gives how many.
     pub(super) async fn delete_extras(&self, items: &[&RestoreItem]) -> Result<u64> {
-        let merged = |item: &&&RestoreItem| item.existing.is_some() && self.settings.drop_existing == DropExisting::No;
+        let merged = |item: &&&RestoreItem| self.merges(item);
         if self.settings.mode != RestoreMode::Mirror {
             return Ok(0);
         }

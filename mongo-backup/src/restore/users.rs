@@ -78,5 +78,5 @@ impl Restore {
     }
 }
 
-/// Collections of `admin` that begin so are made here and left out of backups.
-const TEMPORARY: &str = "mongo_backup.";
+/// Collections of `admin` that begin so are made here; backups leave out all that begin with `mongo_backup.`.
+const TEMPORARY: &str = "mongo_backup.merged.";

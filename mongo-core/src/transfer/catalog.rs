@@ -8,7 +8,10 @@
 //! Reading needs the privileges of the built-in role `read` on the databases, and `listDatabases` (role `backup` or
 //! `clusterMonitor`) to see all of them; recreating needs `readWrite` and `dbAdmin`, or the role `restore`.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongodb::{
@@ -238,13 +241,30 @@ impl Catalog {
 /// The collections of `admin` that hold users and roles, and the version of their form.
 pub const USERS_AND_ROLES: [&str; 3] = ["system.users", "system.roles", "system.version"];
 
+/// The UUIDs of a database's collections by their names, those of buckets and system collections included.
+///
+/// # Errors
+/// Those of the server. A database that does not exist has no collections.
+///
+/// # Cancel safety
+/// Dropping the future leaves nothing behind.
+pub async fn collection_uuids(deployment: &Deployment, database: &str) -> Result<BTreeMap<String, [u8; 16]>> {
+    let command = rawdoc! { "listCollections": 1, "filter": { "type": { "$ne": "view" } } };
+    let infos = raw::list(&deployment.database(database), command, None).await?;
+    Ok(infos.iter().filter_map(|info| Some((info.get_str("name").ok()?.to_owned(), uuid_in(info)?))).collect())
+}
+
+fn uuid_in(info: &RawDocument) -> Option<[u8; 16]> {
+    info.get_document("info").ok()?.get_binary("uuid").ok()?.bytes.try_into().ok()
+}
+
 fn unfit(namespace: &Namespace) -> Option<&'static str> {
     let collection = namespace.collection();
     if namespace.database() == "admin" && collection.starts_with("system.") {
         return Some("users, roles and keys are not part of a data copy");
     }
     if namespace.database() == "admin" && collection.starts_with("mongo_backup.") {
-        return Some("left by a restore of users that was interrupted");
+        return Some("kept by restores for themselves");
     }
     if collection == "system.profile" {
         return Some("the profiler's own collection");
@@ -303,8 +323,7 @@ impl CollectionEntry {
 
     /// The UUID that the server gave the collection: it survives a rename and changes with a drop.
     pub fn uuid(&self) -> Option<[u8; 16]> {
-        let info = self.info.get_document("info").ok()?;
-        info.get_binary("uuid").ok()?.bytes.try_into().ok()
+        uuid_in(&self.info)
     }
 
     /// The namespace that holds the documents; `None` for a view.

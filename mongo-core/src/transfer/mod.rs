@@ -22,5 +22,6 @@ pub mod scan;
 pub mod write;
 
 mod raw;
+mod written;
 
 pub use raw::{check_structure, leading_id};

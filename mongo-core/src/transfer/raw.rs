@@ -82,7 +82,7 @@ fn without_end(document: &RawDocument) -> &[u8] {
     bytes.strip_suffix(&[0]).unwrap_or(bytes)
 }
 
-const DOCUMENT: u8 = 0x03;
+pub(super) const DOCUMENT: u8 = 0x03;
 const ARRAY: u8 = 0x04;
 /// The type, up to ten digits, and the zero.
 const LONGEST_KEY: usize = 12;
@@ -95,7 +95,26 @@ pub(super) struct Element<'a> {
     pub(super) value: &'a [u8],
 }
 
+/// A document with an array of these values under a name.
+pub(super) fn array_as(name: &str, values: &[Element<'_>]) -> Result<RawDocumentBuf> {
+    let mut array = vec![0; 4];
+    for (position, value) in values.iter().enumerate() {
+        array.push(value.kind);
+        write!(array, "{position}\0").map_err(|error| Error::internal("writing to memory failed").with_source(error))?;
+        array.extend_from_slice(value.value);
+    }
+    array.push(0);
+    let length = i32::try_from(array.len()).map_err(|_| Error::internal("a list of more than two gigabytes"))?;
+    array[..4].copy_from_slice(&length.to_le_bytes());
+    Element { kind: ARRAY, name: b"", value: &array }.alone_as(name)
+}
+
 impl Element<'_> {
+    /// Whether it is a `Timestamp(0, 0)`, for which servers like to put in the time.
+    pub(super) fn is_empty_timestamp(&self) -> bool {
+        self.kind == TIMESTAMP && self.value.iter().all(|byte| *byte == 0)
+    }
+
     /// A document with this value under another name.
     pub(super) fn alone_as(&self, name: &str) -> Result<RawDocumentBuf> {
         let length = 4 + 1 + name.len() + 1 + self.value.len() + 1;
@@ -215,7 +234,7 @@ pub(super) fn id_of(document: &RawDocument) -> Result<Element<'_>> {
     Err(Error::corrupt("a document has no _id"))
 }
 
-pub(super) const TIMESTAMP: u8 = 0x11;
+const TIMESTAMP: u8 = 0x11;
 
 #[cfg(test)]
 mod tests {

@@ -180,15 +180,14 @@ impl WriteTarget {
         }
         for element in raw::elements(document) {
             let element = element?;
-            let empty = element.kind == raw::TIMESTAMP && element.value.iter().all(|byte| *byte == 0);
-            if (empty && element.name != b"_id") || (upsert && element.name.starts_with(b"$")) {
+            if (element.is_empty_timestamp() && element.name != b"_id") || (upsert && element.name.starts_with(b"$")) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    async fn write_split(
+    pub(super) async fn write_split(
         &self,
         documents: &[(usize, &RawDocument)],
         statement: Statement,
@@ -331,7 +330,7 @@ impl WriteTarget {
 
 /// How a document is put into a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Statement {
+pub(super) enum Statement {
     /// An element of `insert`.
     Insert,
     /// An update that replaces or inserts.
