@@ -37,6 +37,13 @@ pub(crate) async fn list(place: &Place, json: bool) -> Result<ExitCode> {
             );
         }
     }
+    if !json {
+        for operation in repository.under_way().await? {
+            let since = operation.started.try_to_rfc3339_string().unwrap_or_default();
+            let last = operation.last_sign.try_to_rfc3339_string().unwrap_or_default();
+            println!("in progress: {:?} since {since}, last sign of life {last}", operation.purpose);
+        }
+    }
     for (name, error) in &list.damaged {
         eprintln!("error: {name}: {}", error.report());
     }

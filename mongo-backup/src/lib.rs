@@ -37,6 +37,7 @@ pub use live::{LiveDiff, LiveDiffReport};
 pub use prune::{Prune, PrunePlan, PruneReport, PruneSummary};
 pub use repository::{
     Repository, SnapshotChoice, SnapshotList,
+    announcement::{Purpose, UnderWay},
     key::{Key, KeyId, KeyInfo, KeyKind},
     manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
 };

@@ -106,7 +106,7 @@ impl Prune {
         Ok(match self.repository.sign_of_life(&operation.id).await? {
             None => false,
             // It was alive after it was seen; whether it still is, its own clock must tell, and that may differ by a day.
-            Some(sign) if sign.beat != operation.beat => self.since(sign.at) < self.abandoned_after + SKEW,
+            Some(sign) if sign.beat != operation.beat => self.since(sign.last_sign) < self.abandoned_after + SKEW,
             Some(_) => self.since(seen.at) < self.abandoned_after,
         })
     }

@@ -22,7 +22,8 @@ use crate::archive::{ObjectMeta, ObjectName, PutMode};
 /// What an operation that is under way will do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Purpose {
+#[non_exhaustive]
+pub enum Purpose {
     /// It will publish a snapshot under the id of its announcement. So it is where nothing is said.
     #[default]
     Backup,
@@ -41,14 +42,26 @@ pub(crate) struct Announced {
     pub(crate) purpose: Purpose,
 }
 
-/// An announcement as it stands now.
-#[derive(Clone, Debug)]
-pub(crate) struct SignOfLife {
-    pub(crate) started: DateTime,
-    /// By the clock of the operation.
-    pub(crate) at: DateTime,
+impl From<UnderWay> for Announced {
+    fn from(UnderWay { id, purpose, beat, .. }: UnderWay) -> Self {
+        Self { id, beat, purpose }
+    }
+}
+
+/// An operation that has announced itself and not ended: it is in progress, or its process has died.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct UnderWay {
+    /// Its own id; of a backup that of the snapshot that it will publish.
+    pub id: SnapshotId,
+    /// What it will do.
+    pub purpose: Purpose,
+    /// Since when, by its own clock.
+    pub started: DateTime,
+    /// When it has given the last sign of life, by its own clock. It gives one every five minutes.
+    pub last_sign: DateTime,
+    #[serde(skip)]
     pub(crate) beat: i64,
-    pub(crate) purpose: Purpose,
 }
 
 /// The payload of an announcement.
@@ -65,35 +78,31 @@ struct StoredAnnouncement {
 }
 
 impl Repository {
-    /// The operations that have announced themselves and not ended.
-    pub(crate) async fn announced(&self) -> Result<Vec<Announced>> {
-        let signs = self.signs_of_life().await?;
-        Ok(signs.into_iter().map(|(id, sign)| Announced { id, beat: sign.beat, purpose: sign.purpose }).collect())
-    }
-
-    /// All announcements as they stand now.
-    pub(crate) async fn signs_of_life(&self) -> Result<Vec<(SnapshotId, SignOfLife)>> {
+    /// The operations that are under way, of all hosts, oldest first. One that was killed is among them until a prune finds that it is dead.
+    ///
+    /// How operations have ended tells the [audit log](Self::audit_records).
+    ///
+    /// # Errors
+    /// The archive's own.
+    pub async fn under_way(&self) -> Result<Vec<UnderWay>> {
         let listed: Vec<ObjectMeta> = self.archive().list(ANNOUNCEMENTS).try_collect().await?;
-        let mut signs = Vec::new();
+        let mut found = Vec::new();
         for object in listed {
             let Some(id) = object.name.as_str().strip_prefix(ANNOUNCEMENTS).and_then(|id| id.parse().ok()) else { continue };
-            if let Some(sign) = self.sign_of_life(&id).await? {
-                signs.push((id, sign));
-            }
+            found.extend(self.sign_of_life(&id).await?);
         }
-        Ok(signs)
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
     }
 
     /// The announcement of one operation; none if it is not under way.
-    pub(crate) async fn sign_of_life(&self, id: &SnapshotId) -> Result<Option<SignOfLife>> {
+    pub(crate) async fn sign_of_life(&self, id: &SnapshotId) -> Result<Option<UnderWay>> {
+        let found = |started, last_sign, beat, purpose| Some(UnderWay { id: id.clone(), purpose, started, last_sign, beat });
         match self.read_mark::<StoredAnnouncement>(&announcement_name(id)?).await {
-            Ok(stored) => {
-                Ok(stored.map(|StoredAnnouncement { started, at, beat, purpose, .. }| SignOfLife { started, at, beat, purpose }))
-            }
+            Ok(Some(stored)) => Ok(found(stored.started, stored.at, stored.beat, stored.purpose)),
+            Ok(None) => Ok(None),
             // It may be alive all the same.
-            Err(error) if error.kind() == ErrorKind::CorruptData => {
-                Ok(Some(SignOfLife { started: DateTime::MIN, at: DateTime::MIN, beat: -1, purpose: Purpose::Backup }))
-            }
+            Err(error) if error.kind() == ErrorKind::CorruptData => Ok(found(DateTime::MIN, DateTime::MIN, -1, Purpose::Backup)),
             Err(error) => Err(error),
         }
     }
@@ -233,3 +242,37 @@ pub(crate) fn parse(bytes: &[u8]) {
 
 const ANNOUNCEMENTS: &str = "locks/";
 const BEAT: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Key, MemoryArchive, repository::testing::Steps};
+
+    #[tokio::test]
+    async fn whatever_is_under_way_is_told_until_it_ends() {
+        let repository = Repository::open_or_init(MemoryArchive::new(), Key::host([1; 32])).await.unwrap();
+        assert!(repository.while_reading(repository.under_way()).await.unwrap().is_empty(), "there is nothing to read yet");
+        let backup = Steps::begin(&repository, DateTime::now()).await.unwrap();
+        let told = repository.while_reading(repository.under_way()).await.unwrap();
+        let told: Vec<Purpose> = told.iter().map(|operation| operation.purpose).collect();
+        assert!(told.len() == 2 && told.contains(&Purpose::Backup) && told.contains(&Purpose::Reading), "{told:?}");
+        let told = repository.under_way().await.unwrap();
+        assert_eq!((told.len(), &told[0].id), (1, &backup.id));
+        backup.end().await.unwrap();
+        assert!(repository.under_way().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_may_not_write_reads_all_the_same() {
+        use crate::{FailingArchive, FailureMode};
+        let inner = std::sync::Arc::new(MemoryArchive::new());
+        let id = {
+            let shared: std::sync::Arc<dyn crate::ArchiveSink> = std::sync::Arc::<MemoryArchive>::clone(&inner);
+            let repository = Repository::open_or_init_shared(shared, Key::host([1; 32])).await.unwrap();
+            crate::repository::testing::snapshot(&repository, DateTime::now(), &[(1, 1)].into()).await.unwrap()
+        };
+        let archive = FailingArchive::new(inner, 0, FailureMode::Before);
+        let repository = Repository::open(archive, Key::host([1; 32])).await.unwrap();
+        repository.while_reading(repository.still_there(&id)).await.unwrap();
+    }
+}

@@ -163,7 +163,7 @@ impl Repository {
 
     /// Notes which operations are under way, after a sentence was written. Of several that note, the first holds.
     pub(crate) async fn note_announced(&self, sentence: &SnapshotId, now: DateTime) -> Result<Seen> {
-        let seen = Seen { at: now, announced: self.announced().await? };
+        let seen = Seen { at: now, announced: self.under_way().await?.into_iter().map(Announced::from).collect() };
         match self.put_mark(&seen_name(sentence)?, &seen, PutMode::CreateOnly).await? {
             PutOutcome::AlreadyExists => {
                 let theirs = self.read_mark::<Seen>(&seen_name(sentence)?).await?;
