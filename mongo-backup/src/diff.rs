@@ -18,6 +18,7 @@ use crate::repository::{
     segment::Content,
     tree::TreeEntry,
 };
+use crate::setters::conduct_setters;
 
 /// Compares two snapshots of one repository.
 ///
@@ -170,17 +171,7 @@ impl Diff {
         self
     }
 
-    /// Tells `sink` how it goes.
-    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
-        self.progress = sink;
-        self
-    }
-
-    /// Ends the comparison when `token` is cancelled.
-    pub fn cancellation(mut self, token: CancellationToken) -> Self {
-        self.cancel = token;
-        self
-    }
+    conduct_setters!("Ends the comparison when `token` is cancelled.");
 
     /// Compares. Nothing is written.
     ///

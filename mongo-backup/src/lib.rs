@@ -13,6 +13,7 @@ mod restore;
 mod retention;
 #[cfg(feature = "schedule")]
 mod schedule;
+mod setters;
 mod verify;
 
 #[doc = include_str!("../docs/format.md")]

@@ -23,6 +23,7 @@ use crate::{
         reader::TreeWalk,
         segment::Content,
     },
+    setters::conduct_setters,
 };
 
 /// Compares a snapshot with what a deployment holds now.
@@ -95,17 +96,7 @@ impl LiveDiff {
         self
     }
 
-    /// Tells `sink` how it goes.
-    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
-        self.progress = sink;
-        self
-    }
-
-    /// Ends the comparison when `token` is cancelled.
-    pub fn cancellation(mut self, token: CancellationToken) -> Self {
-        self.cancel = token;
-        self
-    }
+    conduct_setters!("Ends the comparison when `token` is cancelled.");
 
     /// Compares. Nothing is written.
     ///

@@ -24,6 +24,7 @@ use crate::{
         segment::{Content, SegmentId},
         tree::TreeRoot,
     },
+    setters::conduct_setters,
 };
 
 /// Checks snapshots.
@@ -118,17 +119,7 @@ impl Verify {
         self
     }
 
-    /// Tells `sink` how it goes.
-    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
-        self.progress = sink;
-        self
-    }
-
-    /// Stops when `token` is cancelled.
-    pub fn cancellation(mut self, token: CancellationToken) -> Self {
-        self.cancel = token;
-        self
-    }
+    conduct_setters!("Stops when `token` is cancelled.");
 
     /// Runs the check. Damage is a finding in the report, not an error.
     ///

@@ -1,196 +1,38 @@
 //! Making a snapshot: plan, inspect, run, report.
 
 mod collect;
+mod report;
+mod settings;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    num::NonZeroUsize,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use mongo_core::{
-    CancellationToken, Deployment, Error, ErrorKind, Namespace, NamespaceSelection, Result, RetryBudget, RetryPolicy, Topology,
-    bson::{DateTime, Timestamp, doc},
-    metrics::{MetricsSink, NoMetrics},
-    mongodb::options::{ReadPreference, SelectionCriteria},
-    progress::{NoProgress, PhaseMeter, ProgressSink, Total},
-    transfer::{
-        catalog::{Catalog, CollectionEntry, CollectionKind, LeftOut},
-        partition::PartitionSettings,
-        scan::is_snapshot_lost,
-    },
+pub use self::{
+    report::{BackupReport, NamespaceReport},
+    settings::{BackupBuilder, BackupSettings, ConsistencyDemand},
 };
-use serde::{Deserialize, Serialize};
-
 use crate::{
     audit::AuditAction,
     metrics,
     repository::{
         Repository, TOOL,
         announcement::Session,
-        manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
+        manifest::{Consistency, SnapshotManifest, SnapshotNamespace},
         store::{SegmentStore, storing},
     },
 };
-
-/// What a backup takes and how hard it works.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct BackupSettings {
-    /// Which namespaces. Default all.
-    pub selection: NamespaceSelection,
-    /// zstd's compression level, from -7 to 22. Default 1, which keeps up with a server on the same machine; 3 makes the
-    /// archive about a tenth smaller and takes half as long again.
-    pub compression_level: i32,
-    /// How many ranges are read and compressed at the same time. Default: one more than there are cores, at most 5: while one
-    /// waits for the server, the others compress.
-    pub parallel_ranges: NonZeroUsize,
-    /// How collections are cut into ranges.
-    pub partition: PartitionSettings,
-    /// Bytes of server replies that are in memory at once. Default 64 MiB; see [the crate's documentation](crate#memory) for the whole.
-    pub memory_bytes: u64,
-    /// How long to go on asking when the server is away, for a failover or a restart. Default: five attempts within 60 s.
-    pub retry: RetryPolicy,
-    /// What the host calls this deployment: [retention](crate::RetentionPolicy) counts each by itself. Default nothing.
-    pub source: Option<String>,
-    /// What the snapshot is marked with. Default nothing.
-    pub tags: BTreeSet<String>,
-    /// What to do when the server cannot give, or no longer keeps, one cluster time. Default: go on with best effort, and say so.
-    pub demand: ConsistencyDemand,
-}
-
-impl Default for BackupSettings {
-    fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
-        Self {
-            selection: NamespaceSelection::all(),
-            compression_level: 1,
-            parallel_ranges: NonZeroUsize::new((cores + 1).clamp(2, 5)).unwrap_or(NonZeroUsize::MIN),
-            partition: PartitionSettings::default(),
-            memory_bytes: 64 << 20,
-            retry: RetryPolicy::default(),
-            source: None,
-            tags: BTreeSet::new(),
-            demand: ConsistencyDemand::default(),
-        }
-    }
-}
-
-/// What a snapshot must be to be worth having.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ConsistencyDemand {
-    /// One cluster time where the server can, else best effort; the report says which.
-    #[default]
-    WherePossible,
-    /// One cluster time for everything, or no snapshot.
-    PointInTime,
-}
-
-/// Prepares a [`Backup`].
-#[derive(Debug)]
-#[must_use]
-pub struct BackupBuilder {
-    deployment: Deployment,
-    repository: Repository,
-    settings: BackupSettings,
-    selection: Result<NamespaceSelection>,
-    read_preference: Option<ReadPreference>,
-    progress: Arc<dyn ProgressSink>,
-    metrics: Arc<dyn MetricsSink>,
-    cancel: CancellationToken,
-}
-
-impl BackupBuilder {
-    /// Replaces all settings.
-    pub fn settings(mut self, settings: BackupSettings) -> Self {
-        self.selection = Ok(settings.selection.clone());
-        self.settings = settings;
-        self
-    }
-
-    /// Takes the namespaces that match `pattern`, as `shop.*`; may be called several times.
-    pub fn namespaces(mut self, pattern: &str) -> Self {
-        self.selection = self.selection.and_then(|selection| selection.including(pattern));
-        self
-    }
-
-    /// Leaves out the namespaces that match `pattern`.
-    pub fn exclude(mut self, pattern: &str) -> Self {
-        self.selection = self.selection.and_then(|selection| selection.excluding(pattern));
-        self
-    }
-
-    /// Names the deployment, where several are backed up into one repository: [retention](crate::RetentionPolicy) counts each by itself.
-    pub fn source(mut self, name: impl Into<String>) -> Self {
-        self.settings.source = Some(name.into());
-        self
-    }
-
-    /// Marks the snapshot, for [retention](crate::RetentionPolicy::keep_tags); may be called several times.
-    pub fn tag(mut self, tag: impl Into<String>) -> Self {
-        self.settings.tags.insert(tag.into());
-        self
-    }
-
-    /// Sets zstd's level.
-    pub fn compression_level(mut self, level: i32) -> Self {
-        self.settings.compression_level = level;
-        self
-    }
-
-    /// Reads from the members that this read preference chooses; the primary by default.
-    ///
-    /// The cluster time is still taken from the primary, and a secondary waits until it has it.
-    pub fn read_preference(mut self, preference: ReadPreference) -> Self {
-        self.read_preference = Some(preference);
-        self
-    }
-
-    /// Tells `sink` how it goes.
-    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
-        self.progress = sink;
-        self
-    }
-
-    /// Sends metrics to `sink`.
-    pub fn metrics(mut self, sink: Arc<dyn MetricsSink>) -> Self {
-        self.metrics = sink;
-        self
-    }
-
-    /// Stops when `token` is cancelled.
-    pub fn cancellation(mut self, token: CancellationToken) -> Self {
-        self.cancel = token;
-        self
-    }
-
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// `InvalidInput` for a bad pattern or a compression level that zstd does not have.
-    pub fn build(self) -> Result<Backup> {
-        let selection = self.selection?;
-        if !(-7..=22).contains(&self.settings.compression_level) {
-            return Err(Error::invalid("the compression level must be from -7 to 22")
-                .with_context("level", self.settings.compression_level));
-        }
-        if self.settings.partition.target_bytes == 0 || self.settings.partition.max_ranges == 0 {
-            return Err(Error::invalid("a partition needs a size above zero"));
-        }
-        Ok(Backup {
-            deployment: self.deployment,
-            repository: self.repository,
-            settings: BackupSettings { selection, ..self.settings },
-            from: self.read_preference.map(SelectionCriteria::ReadPreference),
-            progress: self.progress,
-            metrics: metrics::BackupMetrics::register(&*self.metrics),
-            cancel: self.cancel,
-        })
-    }
-}
+use mongo_core::{
+    CancellationToken, Deployment, Error, ErrorKind, Namespace, Result, RetryBudget, Topology,
+    bson::{DateTime, Timestamp, doc},
+    mongodb::options::SelectionCriteria,
+    progress::{PhaseMeter, ProgressSink, Total},
+    transfer::{
+        catalog::{Catalog, CollectionEntry, CollectionKind, LeftOut},
+        scan::is_snapshot_lost,
+    },
+};
 
 /// A backup of a deployment into a repository.
 ///
@@ -225,16 +67,7 @@ pub struct BackupPlan<'a> {
 impl Backup {
     /// Prepares a backup of everything in `deployment`.
     pub fn builder(deployment: &Deployment, repository: &Repository) -> BackupBuilder {
-        BackupBuilder {
-            deployment: deployment.clone(),
-            repository: repository.clone(),
-            settings: BackupSettings::default(),
-            selection: Ok(NamespaceSelection::all()),
-            read_preference: None,
-            progress: Arc::new(NoProgress),
-            metrics: Arc::new(NoMetrics),
-            cancel: CancellationToken::new(),
-        }
+        BackupBuilder::new(deployment.clone(), repository.clone())
     }
 
     /// Finds out what there is to do. Writes nothing anywhere.
@@ -543,75 +376,6 @@ impl Backup {
             tracing::warn!(error = %error.report(), "the index could not be read anew");
         }
         Ok(BackupReport::new(&manifest, &collected.namespaces))
-    }
-}
-
-/// What a backup did.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct BackupReport {
-    /// The new snapshot.
-    pub id: SnapshotId,
-    /// How its documents relate in time.
-    pub consistency: Consistency,
-    /// Each namespace with its documents and bytes.
-    pub namespaces: Vec<NamespaceReport>,
-    /// Documents in all.
-    pub documents: u64,
-    /// Bytes of BSON in all.
-    pub bytes: u64,
-    /// Segments that were new to the repository.
-    pub new_segments: u64,
-    /// Segments that it had already.
-    pub reused_segments: u64,
-    /// Bytes that the archive grew by, but for pack directories, index and manifest.
-    pub stored_bytes: u64,
-    /// What the selection covered but the snapshot does not hold.
-    pub left_out: Vec<LeftOut>,
-    /// Seconds that it took.
-    pub seconds: f64,
-    /// The server's version.
-    pub server_version: String,
-}
-
-/// One namespace of a report.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct NamespaceReport {
-    /// Its name.
-    pub namespace: Namespace,
-    /// Its kind.
-    pub kind: CollectionKind,
-    /// Documents; of a time-series collection its buckets.
-    pub documents: u64,
-    /// Bytes of BSON.
-    pub bytes: u64,
-}
-
-impl BackupReport {
-    fn new(manifest: &SnapshotManifest, namespaces: &[SnapshotNamespace]) -> Self {
-        let namespaces = namespaces
-            .iter()
-            .map(|namespace| NamespaceReport {
-                namespace: namespace.namespace().clone(),
-                kind: namespace.kind(),
-                documents: namespace.documents(),
-                bytes: namespace.bytes(),
-            })
-            .collect();
-        Self {
-            id: manifest.id.clone(),
-            consistency: manifest.consistency.clone(),
-            namespaces,
-            documents: manifest.documents,
-            bytes: manifest.bytes,
-            new_segments: manifest.new_segments,
-            reused_segments: manifest.reused_segments,
-            stored_bytes: manifest.stored_bytes,
-            left_out: manifest.left_out.clone(),
-            seconds: manifest.duration().as_secs_f64(),
-            server_version: manifest.server_version.clone(),
-        }
     }
 }
 

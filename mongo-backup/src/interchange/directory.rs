@@ -1,4 +1,4 @@
-//! mongodump's directories, and those of Percona's logical backups: files of documents, and files that describe collections.
+//! mongodump's directories: files of documents, and files that describe collections.
 
 use std::{
     collections::BTreeMap,
@@ -105,7 +105,11 @@ fn read_database(folder: &Path, database: &str, found: &mut impl FnMut(Found) ->
         let kind = entry.kind();
         found(Found::Collection(entry))?;
         match &files.documents {
-            Some(path) => read_documents(path, opened(path)?, &namespace, found)?,
+            Some(path) => {
+                // By its name: the length of a first document can look like the beginning of gzip.
+                let gzip = path.extension().is_some_and(|ending| ending == "gz");
+                read_documents(path, opened_as(path, gzip)?, &namespace, found)?;
+            }
             None if kind == CollectionKind::View => {}
             // mongodump writes a file for every collection, also for an empty one.
             None => {
@@ -159,13 +163,28 @@ fn server_version(root: &Path) -> Result<String> {
     Ok("unknown".to_owned())
 }
 
-/// A file's content, decompressed if it is compressed: mongodump compresses `oplog.bson` without saying so in its name.
+/// The content of a file that cannot begin like gzip by itself, decompressed if it is compressed.
 pub(super) fn opened(path: &Path) -> Result<Box<dyn Read + Send>> {
-    let file = File::open(path).map_err(|error| unreadable(path, error))?;
-    let mut file = BufReader::with_capacity(256 << 10, file);
-    let compressed = std::io::BufRead::fill_buf(&mut file).map_err(|error| unreadable(path, error))?.starts_with(&[0x1f, 0x8b]);
-    Ok(if compressed { Box::new(BufReader::with_capacity(256 << 10, MultiGzDecoder::new(file))) } else { Box::new(file) })
+    let mut file = buffered(path)?;
+    // It may be a pipe, which is read only once.
+    let gzip = std::io::BufRead::fill_buf(&mut file).map_err(|error| unreadable(path, error))?.starts_with(&[0x1f, 0x8b]);
+    Ok(decompressed(file, gzip))
 }
+
+fn opened_as(path: &Path, gzip: bool) -> Result<Box<dyn Read + Send>> {
+    Ok(decompressed(buffered(path)?, gzip))
+}
+
+fn buffered(path: &Path) -> Result<BufReader<File>> {
+    let file = File::open(path).map_err(|error| unreadable(path, error))?;
+    Ok(BufReader::with_capacity(BUFFER, file))
+}
+
+fn decompressed(file: BufReader<File>, gzip: bool) -> Box<dyn Read + Send> {
+    if gzip { Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(file))) } else { Box::new(file) }
+}
+
+const BUFFER: usize = 256 << 10;
 
 fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = || fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>();

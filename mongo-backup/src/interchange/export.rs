@@ -28,6 +28,7 @@ use crate::{
         manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
         segment::Content,
     },
+    setters::conduct_setters,
 };
 
 /// Writes a snapshot in a format of mongodump, for mongorestore and whatever else reads it.
@@ -103,17 +104,7 @@ impl Export {
         self
     }
 
-    /// Tells `sink` how it goes.
-    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
-        self.progress = sink;
-        self
-    }
-
-    /// Stops when `token` is cancelled.
-    pub fn cancellation(mut self, token: CancellationToken) -> Self {
-        self.cancel = token;
-        self
-    }
+    conduct_setters!("Stops when `token` is cancelled.");
 
     /// Writes an archive, as `mongodump --archive=path`. The file gets its name when it is complete.
     ///

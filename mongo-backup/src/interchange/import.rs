@@ -2,9 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs::File,
     io::Read,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -14,15 +13,10 @@ use mongo_core::{
     progress::{NoProgress, PhaseMeter, ProgressSink, Total},
     transfer::catalog::{CollectionEntry, LeftOut},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{
-    Found,
-    archive::{self, left_out},
-    directory,
-    metadata::Metadata,
-};
+use super::{Found, archive, directory, percona};
 use crate::{
     audit::AuditAction,
     repository::{
@@ -35,6 +29,7 @@ use crate::{
         store::{SegmentStore, storing},
         tree::TreeRoot,
     },
+    setters::conduct_setters,
 };
 
 /// Takes a dump in as a snapshot.
@@ -106,17 +101,7 @@ impl Import {
         self
     }
 
-    /// Tells `sink` how it goes.
-    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
-        self.progress = sink;
-        self
-    }
-
-    /// Stops when `token` is cancelled.
-    pub fn cancellation(mut self, token: CancellationToken) -> Self {
-        self.cancel = token;
-        self
-    }
+    conduct_setters!("Stops when `token` is cancelled.");
 
     /// Takes in an archive of mongodump, compressed or not.
     ///
@@ -158,18 +143,20 @@ impl Import {
         self.take_in("a directory of mongodump", Box::new(move |found| directory::read(&path, &mut |item| found(item)))).await
     }
 
-    /// Takes in the logical backup of one replica set by Percona Backup for MongoDB: the folder that holds its `metadata.json`.
+    /// Takes in the logical backup of one replica set by Percona Backup for MongoDB, 2.0 or newer, with whatever compression: the folder
+    /// `<storage>/<backup>/<replica set>`, which holds a `metadata.json`.
     ///
-    /// Compression with gzip, zstd or none is read; for s2, snappy, lz4 and pgzip's siblings have the backup written with `gzip` or `zstd`.
+    /// Its oplog is not replayed: documents are as each was read while the backup ran. Percona's own collections are left out, and so is what it
+    /// does not store: of indexes the fields `hidden`, `clustered` and `prepareUnique`.
     ///
     /// # Errors
-    /// As [`from_archive_file`](Self::from_archive_file), and `Unsupported` for another compression.
+    /// As [`from_archive_file`](Self::from_archive_file), `Conflict` for a backup that did not end well, and `Unsupported` for one that is not logical.
     ///
     /// # Cancel safety
     /// As [`from_archive_file`](Self::from_archive_file).
     pub async fn from_percona(self, path: impl Into<PathBuf>) -> Result<ImportReport> {
         let path = path.into();
-        self.take_in("a logical backup of Percona Backup for MongoDB", Box::new(move |found| read_percona(&path, found))).await
+        self.take_in("a logical backup of Percona Backup for MongoDB", Box::new(move |found| percona::read(&path, found))).await
     }
 
     #[tracing::instrument(skip_all, name = "import")]
@@ -201,7 +188,9 @@ impl Import {
             finished: DateTime::now(),
             server_version: taken.server,
             topology: Topology::Standalone,
-            consistency: Consistency::BestEffort { reason: format!("taken in from {what}, which does not tell") },
+            consistency: Consistency::BestEffort {
+                reason: format!("taken in from {what}: documents are as each was read when that was made"),
+            },
             resume_point: None,
             selection: NamespaceSelection::all(),
             left_out: taken.left_out,
@@ -335,110 +324,6 @@ impl Open {
         }
         Ok(count)
     }
-}
-
-/// What Percona's `metadata.json` says.
-#[derive(Deserialize)]
-struct Percona {
-    #[serde(default)]
-    server_version: String,
-    namespaces: Vec<PerconaNamespace>,
-}
-
-#[derive(Deserialize)]
-struct PerconaNamespace {
-    db: String,
-    collection: String,
-    #[serde(default)]
-    metadata: String,
-    #[serde(default, rename = "type")]
-    kind: Option<String>,
-    #[serde(default)]
-    crc: Option<i64>,
-}
-
-fn read_percona(folder: &Path, found: &mut dyn FnMut(Found) -> Result<()>) -> Result<()> {
-    let path = folder.join("metadata.json");
-    let file = File::open(&path).map_err(|error| directory::unreadable(&path, error))?;
-    let about: Percona = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|error| {
-        Error::corrupt("this is no metadata of a logical backup").with_context("file", path.display()).with_source(error)
-    })?;
-    found(Found::Server(about.server_version.clone()))?;
-    let viewless = archive::viewless_time_series(&about.server_version);
-    for namespace in about.namespaces {
-        let named = format!("{}.{}", namespace.db, namespace.collection);
-        if let Some(reason) = left_out(&namespace.db, &namespace.collection) {
-            found(Found::LeftOut(named, reason.to_owned()))?;
-            continue;
-        }
-        let name = Namespace::new(namespace.db, namespace.collection)?;
-        let metadata = Metadata::parse(&namespace.metadata).map_err(|error| error.with_context("namespace", &name))?;
-        let entry = Metadata { kind: namespace.kind.or(metadata.kind.clone()), ..metadata }.entry(name.clone())?;
-        let kind = entry.kind();
-        found(Found::Collection(entry))?;
-        let stem = match kind {
-            mongo_core::transfer::catalog::CollectionKind::View => {
-                found(Found::End(name))?;
-                continue;
-            }
-            mongo_core::transfer::catalog::CollectionKind::TimeSeries if !viewless => {
-                format!("{}.system.buckets.{}", name.database(), name.collection())
-            }
-            _ => named,
-        };
-        let Some((file, input)) = percona_file(folder, &stem)? else {
-            return Err(Error::corrupt("the file of a collection is missing from the backup").with_context("namespace", name));
-        };
-        let sum = std::rc::Rc::new(std::cell::RefCell::new(archive::SUM.digest()));
-        directory::read_documents(&file, Summed { input, sum: std::rc::Rc::clone(&sum) }, &name, &mut |item| found(item))?;
-        let sum = sum.borrow().clone().finalize().cast_signed();
-        if namespace.crc.is_some_and(|crc| crc != sum) {
-            return Err(Error::corrupt("the checksum of a collection does not match: the backup is damaged")
-                .with_context("namespace", name));
-        }
-        found(Found::End(name))?;
-    }
-    Ok(())
-}
-
-/// Sums up what it reads.
-struct Summed<R> {
-    input: R,
-    sum: std::rc::Rc<std::cell::RefCell<crc::Digest<'static, u64, crc::Table<16>>>>,
-}
-
-impl<R: Read> Read for Summed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.input.read(buffer)?;
-        self.sum.borrow_mut().update(&buffer[..read]);
-        Ok(read)
-    }
-}
-
-/// The file of a collection, decompressed.
-fn percona_file(folder: &Path, stem: &str) -> Result<Option<(PathBuf, Box<dyn Read + Send>)>> {
-    for ending in ["", ".gz", ".zst", ".s2", ".lz4", ".snappy"] {
-        let path = folder.join(format!("{stem}{ending}"));
-        if !path.is_file() {
-            continue;
-        }
-        let input: Box<dyn Read + Send> = match ending {
-            "" | ".gz" => directory::opened(&path)?,
-            ".zst" => {
-                let file = File::open(&path).map_err(|error| directory::unreadable(&path, error))?;
-                Box::new(zstd::stream::read::Decoder::new(file).map_err(|error| directory::unreadable(&path, error))?)
-            }
-            _ => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "the backup is compressed in a way that is not read here: have it written with gzip or zstd",
-                )
-                .with_context("file", path.display()));
-            }
-        };
-        return Ok(Some((path, input)));
-    }
-    Ok(None)
 }
 
 const PIECES: usize = 4;

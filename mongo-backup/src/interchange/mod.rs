@@ -8,6 +8,8 @@ mod export;
 mod import;
 mod metadata;
 mod names;
+mod percona;
+mod s2;
 
 pub use export::{Export, ExportReport};
 pub use import::{Import, ImportReport};
@@ -16,6 +18,7 @@ pub use import::{Import, ImportReport};
 pub(crate) mod fuzzing {
     pub(crate) fn archive(bytes: &[u8]) {
         let _ = super::archive::read(bytes, &mut |_| Ok(()));
+        let _ = std::io::copy(&mut super::s2::Decoder::new(bytes), &mut std::io::sink());
     }
 
     pub(crate) fn metadata(text: &str) {

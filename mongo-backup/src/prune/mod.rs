@@ -30,6 +30,7 @@ use crate::{
         pack::PackId,
     },
     retention::{RetentionPolicy, Verdict},
+    setters::conduct_setters,
 };
 
 /// Removes what a [`RetentionPolicy`] does not keep, and frees its space.
@@ -112,17 +113,7 @@ impl Prune {
         self
     }
 
-    /// Tells `sink` how it goes.
-    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
-        self.progress = sink;
-        self
-    }
-
-    /// Stops when `token` is cancelled. What was done until then stays done, and the next prune goes on.
-    pub fn cancellation(mut self, token: CancellationToken) -> Self {
-        self.cancel = token;
-        self
-    }
+    conduct_setters!("Stops when `token` is cancelled. What was done until then stays done, and the next prune goes on.");
 
     /// Finds out what there is to do. Changes nothing.
     ///

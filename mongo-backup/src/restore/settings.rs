@@ -18,6 +18,7 @@ use super::{
 use crate::{
     metrics::RestoreMetrics,
     repository::{Repository, SnapshotChoice},
+    setters::{conduct_setters, pattern_setters},
 };
 
 /// What to do with a collection that the target has already.
@@ -141,17 +142,7 @@ impl RestoreBuilder {
         self
     }
 
-    /// Takes the namespaces that match `pattern`; may be called several times.
-    pub fn namespaces(mut self, pattern: &str) -> Self {
-        self.selection = self.selection.and_then(|selection| selection.including(pattern));
-        self
-    }
-
-    /// Leaves out the namespaces that match `pattern`.
-    pub fn exclude(mut self, pattern: &str) -> Self {
-        self.selection = self.selection.and_then(|selection| selection.excluding(pattern));
-        self
-    }
+    pattern_setters!();
 
     /// Restores what matches `from` under the name `to`, as `shop.*` under `shop_copy.*`; the first rule that matches decides.
     pub fn rename(mut self, from: &str, to: &str) -> Self {
@@ -219,23 +210,13 @@ impl RestoreBuilder {
         self
     }
 
-    /// Tells `sink` how it goes.
-    pub fn progress(mut self, sink: Arc<dyn ProgressSink>) -> Self {
-        self.progress = sink;
-        self
-    }
-
     /// Sends metrics to `sink`.
     pub fn metrics(mut self, sink: Arc<dyn MetricsSink>) -> Self {
         self.metrics = sink;
         self
     }
 
-    /// Stops when `token` is cancelled.
-    pub fn cancellation(mut self, token: CancellationToken) -> Self {
-        self.cancel = token;
-        self
-    }
+    conduct_setters!("Stops when `token` is cancelled.");
 
     /// Checks the settings.
     ///
