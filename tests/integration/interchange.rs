@@ -11,7 +11,7 @@ use mongo_testkit::TestDeployment;
 
 use crate::{
     awkward,
-    support::{differing, fill, fingerprints, open, run_example, shared},
+    support::{data_hash, differing, fill, fingerprints, open, run_example, shared},
 };
 
 async fn repository() -> Repository {
@@ -123,27 +123,116 @@ async fn damaged_and_foreign_dumps_are_refused_and_leave_no_snapshot() {
     assert!(repository.snapshots().await.unwrap().snapshots.is_empty());
 }
 
+fn percona(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/percona").join(name)
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &to)
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_percona_logical_backup_comes_in() {
+async fn what_percona_has_backed_up_comes_back_whatever_its_compression() {
+    let (deployment, database) = shared("percona").await;
+    let expected = std::fs::read_to_string(percona("dbhash.json")).unwrap();
+    let expected: std::collections::BTreeMap<String, String> = serde_json::from_str(&expected).unwrap();
+    for compression in ["none", "s2", "snappy", "lz4"] {
+        let repository = repository().await;
+        let imported = Import::new(&repository).from_percona(percona(compression).join("rs0")).await.unwrap();
+        assert_eq!((imported.documents, imported.server_version.as_str()), (274, "6.0.5"), "{compression}");
+        let left_out: Vec<&str> = imported.left_out.iter().map(|left_out| left_out.namespace.as_str()).collect();
+        assert!(left_out.contains(&"oplog") && left_out.contains(&"admin.pbmConfig"), "{left_out:?}");
+        let target = format!("{database}_{compression}");
+        let restore = Restore::builder(&repository, &imported.id).into(&deployment).namespaces("shop.*");
+        let restored = restore.rename("shop.*", &format!("{target}.*")).build().unwrap().run().await.unwrap();
+        assert!(restored.is_complete(), "{restored:?}");
+        let hash = data_hash(&deployment, &target).await;
+        let hash: std::collections::BTreeMap<String, String> =
+            hash.iter().map(|(name, hash)| (name.clone(), hash.as_str().unwrap().to_owned())).collect();
+        assert_eq!(hash, expected, "{compression}");
+        deployment.database(&target).drop().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_percona_backup_that_is_not_whole_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let (one, two) = (
-        mongo_core::bson::serialize_to_vec(&doc! { "_id": 1 }).unwrap(),
-        mongo_core::bson::serialize_to_vec(&doc! { "_id": 2 }).unwrap(),
-    );
-    let metadata = serde_json::json!({
-        "concurrent_collections": 1, "version": "0.1", "server_version": "6.0.5", "tool_version": "pbm",
-        "namespaces": [
-            { "db": "shop", "collection": "orders", "metadata": "{\"indexes\":[],\"collectionName\":\"orders\",\"type\":\"collection\"}", "size": 0, "type": "collection" },
-        ],
-    });
-    std::fs::write(folder.path().join("metadata.json"), metadata.to_string()).unwrap();
-    std::fs::write(folder.path().join("shop.orders"), [one, two].concat()).unwrap();
-    let repository = repository().await;
-    let imported = Import::new(&repository).from_percona(folder.path()).await.unwrap();
-    assert_eq!((imported.documents, imported.server_version.as_str()), (2, "6.0.5"));
-    std::fs::rename(folder.path().join("shop.orders"), folder.path().join("shop.orders.s2")).unwrap();
-    let unsupported = Import::new(&repository).from_percona(folder.path()).await.unwrap_err();
-    assert_eq!(unsupported.kind(), ErrorKind::Unsupported);
+    let take = async |path: &Path| Import::new(&repository().await).from_percona(path.join("rs0")).await;
+    let (backup, about) = (folder.path().join("b"), folder.path().join("b.pbm.json"));
+    copy_folder(&percona("s2"), &backup);
+    let done = std::fs::read_to_string(percona("s2.pbm.json")).unwrap();
+
+    // Copied alone it tells by its files how it is compressed.
+    assert_eq!(take(&backup).await.unwrap().documents, 274);
+    let orders = backup.join("rs0/shop.orders.s2");
+    let whole = std::fs::read(&orders).unwrap();
+    std::fs::write(&orders, &whole[..1000]).unwrap();
+    std::fs::write(backup.join("rs0/shop.orders.s2.pbmpart.1"), &whole[1000..]).unwrap();
+    assert_eq!(take(&backup).await.unwrap().documents, 274, "in parts");
+    std::fs::remove_file(backup.join("rs0/shop.orders.s2.pbmpart.1")).unwrap();
+    assert_eq!(take(&backup).await.unwrap_err().kind(), ErrorKind::CorruptData, "without its second part");
+    let mut refused = 0;
+    for position in (0..whole.len()).step_by(97) {
+        let mut flipped = whole.clone();
+        flipped[position] ^= 4;
+        std::fs::write(&orders, &flipped).unwrap();
+        // A copy can be taken from elsewhere and be the same: then the checksum says so.
+        match take(&backup).await {
+            Ok(imported) => assert_eq!(imported.documents, 274, "byte {position}"),
+            Err(error) => {
+                refused += 1;
+                assert_eq!(error.kind(), ErrorKind::CorruptData, "byte {position}");
+            }
+        }
+    }
+    assert!(refused > 10, "{refused} flipped bytes were noticed");
+    std::fs::remove_file(&orders).unwrap();
+    std::fs::write(&about, &done).unwrap();
+    assert_eq!(take(&backup).await.unwrap_err().kind(), ErrorKind::CorruptData, "without a file");
+    std::fs::write(&orders, &whole).unwrap();
+    assert_eq!(take(&backup).await.unwrap().documents, 274);
+
+    for (from, to, kind) in [
+        ("\"done\"", "\"running\"", ErrorKind::Conflict),
+        ("\"logical\"", "\"physical\"", ErrorKind::Unsupported),
+        ("\"s2\"", "\"lzma\"", ErrorKind::Unsupported),
+        ("\"s2\"", "\"zstd\"", ErrorKind::CorruptData),
+    ] {
+        std::fs::write(&about, done.replace(from, to)).unwrap();
+        assert_eq!(take(&backup).await.unwrap_err().kind(), kind, "{to}");
+    }
+    std::fs::write(&about, &done).unwrap();
+    let metadata = std::fs::read_to_string(backup.join("rs0/metadata.json")).unwrap();
+    std::fs::write(
+        backup.join("rs0/metadata.json"),
+        metadata.replace("\"collection\": \"orders\"", "\"collection\": \"o/../../../x\""),
+    )
+    .unwrap();
+    let error = take(&backup).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CorruptData, "{}", error.report());
+    assert!(error.report().contains("leads out"), "{}", error.report());
+}
+
+#[tokio::test]
+async fn a_first_document_that_begins_like_gzip_is_a_document() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("shop")).unwrap();
+    // Its length is 0x8b1f, the magic of gzip.
+    let document = doc! { "_id": 1, "text": "x".repeat(0x8b1f - 25) };
+    let bytes = mongo_core::bson::serialize_to_vec(&document).unwrap();
+    assert_eq!(bytes[..2], [0x1f, 0x8b]);
+    std::fs::write(folder.path().join("shop/c.bson"), bytes).unwrap();
+    std::fs::write(folder.path().join("shop/c.metadata.json"), r#"{"indexes":[],"collectionName":"c","type":"collection"}"#)
+        .unwrap();
+    assert_eq!(Import::new(&repository().await).from_directory(folder.path()).await.unwrap().documents, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -120,15 +120,19 @@ impl Export {
         let partial = partial(&path);
         let file = File::create(&partial).map_err(|error| unwritable(&partial, error))?;
         let report = self.to_archive(file).await;
-        let finished = report.and_then(|report| {
-            let synced = File::open(&partial).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&partial, &path));
-            synced.map(|()| report).map_err(|error| unwritable(&path, error))
-        });
-        if finished.is_err() {
-            // It is of no use, and the next attempt writes it anew.
-            let _ = fs::remove_file(&partial);
-        }
-        finished
+        // Syncing takes as long as the disk likes.
+        tokio::task::spawn_blocking(move || {
+            let finished = report.and_then(|report| {
+                let synced = File::open(&partial).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&partial, &path));
+                synced.map(|()| report).map_err(|error| unwritable(&path, error))
+            });
+            if finished.is_err() {
+                // It is of no use, and the next attempt writes it anew.
+                let _ = fs::remove_file(&partial);
+            }
+            finished
+        })
+        .await?
     }
 
     /// Writes an archive into a stream.
@@ -187,12 +191,16 @@ impl Export {
         let (server, gzip, root) = (manifest.server_version.clone(), self.gzip, partial.clone());
         let written = self
             .stream(manifest, namespaces, move |namespaces, pieces| write_directory(&root, gzip, &server, namespaces, pieces))
-            .await
-            .and_then(|report| fs::rename(&partial, &path).map(|()| report).map_err(|error| unwritable(&path, error)));
-        if written.is_err() && partial.exists() {
-            let _ = fs::remove_dir_all(&partial);
-        }
-        written
+            .await;
+        tokio::task::spawn_blocking(move || {
+            let finished =
+                written.and_then(|report| fs::rename(&partial, &path).map(|()| report).map_err(|error| unwritable(&path, error)));
+            if finished.is_err() && partial.exists() {
+                let _ = fs::remove_dir_all(&partial);
+            }
+            finished
+        })
+        .await?
     }
 
     async fn contents(&self) -> Result<(SnapshotManifest, Vec<SnapshotNamespace>)> {
