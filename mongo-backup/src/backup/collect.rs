@@ -18,7 +18,7 @@ use mongo_core::{
 };
 use tokio::task::JoinSet;
 
-use super::BackupSettings;
+use super::{BackupSettings, NamespaceReport};
 use crate::{
     metrics::BackupMetrics,
     repository::{
@@ -50,7 +50,7 @@ pub(super) struct Context<'a> {
 
 /// Everything that goes into a manifest.
 pub(super) struct Collected {
-    pub(super) namespaces: Vec<SnapshotNamespace>,
+    pub(super) namespaces: Vec<NamespaceReport>,
     pub(super) catalog: TreeRoot,
     /// Namespaces that were not read at the cluster time, and why.
     pub(super) exceptions: BTreeMap<String, String>,
@@ -110,17 +110,16 @@ pub(super) async fn collect(
     if roots.len() != catalog.entries.len() {
         return Err(Error::internal("a range of a collection was not read"));
     }
-    let namespaces: Vec<SnapshotNamespace> = roots
-        .into_values()
-        .zip(&catalog.entries)
-        .map(|((root, boundary_bits), entry)| SnapshotNamespace {
-            entry: entry.clone(),
-            root,
-            boundary_bits,
-            in_id_order: ScanOrder::of(entry, context.deployment.server_version()) == ScanOrder::Id,
-        })
-        .collect();
-    let catalog = store_catalog(&context.store, &context.config, &namespaces).await?;
+    // There may be very many: none is held but while it is stored.
+    let mut reports = Vec::with_capacity(roots.len());
+    let namespaces = roots.into_values().zip(&catalog.entries).map(|((root, boundary_bits), entry)| {
+        let in_id_order = ScanOrder::of(entry, context.deployment.server_version()) == ScanOrder::Id;
+        let namespace = SnapshotNamespace { entry: entry.clone(), root, boundary_bits, in_id_order };
+        reports.push(NamespaceReport::of(&namespace));
+        namespace
+    });
+    let catalog = store_catalog(&context.store, &context.config, namespaces).await?;
+    let namespaces = reports;
     Ok(Collected { namespaces, catalog, exceptions })
 }
 

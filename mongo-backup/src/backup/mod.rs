@@ -19,7 +19,7 @@ use crate::{
     repository::{
         Repository, TOOL,
         announcement::Session,
-        manifest::{Consistency, SnapshotManifest, SnapshotNamespace},
+        manifest::{Consistency, SnapshotManifest},
         store::{SegmentStore, storing},
     },
 };
@@ -29,7 +29,7 @@ use mongo_core::{
     mongodb::options::SelectionCriteria,
     progress::{PhaseMeter, ProgressSink, Total},
     transfer::{
-        catalog::{Catalog, CollectionEntry, CollectionKind, LeftOut},
+        catalog::{Catalog, CollectionEntry, LeftOut, collection_uuids},
         scan::is_snapshot_lost,
     },
 };
@@ -159,14 +159,22 @@ impl Backup {
     /// No collection may have been dropped, renamed or made anew while it was read: a cursor on a name that is gone finds
     /// nothing, without an error, even at a cluster time at which there were documents.
     async fn check_still_there(&self, catalog: &Catalog) -> Result<()> {
-        let now = self.read_catalog().await?;
-        for entry in &catalog.entries {
-            if entry.kind() != CollectionKind::View && now.get(entry.namespace()).is_none_or(|now| now.uuid() != entry.uuid()) {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    "a collection was dropped or renamed during the backup: run it again",
-                )
-                .with_context("namespace", entry.namespace()));
+        for entries in catalog.entries.chunk_by(|a, b| a.namespace().database() == b.namespace().database()) {
+            let Some(first) = entries.first() else { continue };
+            let now = collection_uuids(&self.deployment, first.namespace().database(), self.from.as_ref()).await?;
+            for entry in entries {
+                // Of a time-series collection the catalog does not tell the UUID.
+                let is_gone = |data: Namespace| match (now.get(data.collection()), entry.uuid()) {
+                    (Some(now), Some(before)) => *now != before,
+                    (found, _) => found.is_none(),
+                };
+                if entry.data_namespace().is_some_and(is_gone) {
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        "a collection was dropped or renamed during the backup: run it again",
+                    )
+                    .with_context("namespace", entry.namespace()));
+                }
             }
         }
         Ok(())
@@ -348,7 +356,7 @@ impl Backup {
             }
             When::BestEffort { reason, resume_point } => (Consistency::BestEffort { reason }, resume_point),
         };
-        let sum = |number: fn(&SnapshotNamespace) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
+        let sum = |number: fn(&NamespaceReport) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
         let manifest = SnapshotManifest {
             id: session.snapshot().clone(),
             started,
@@ -360,8 +368,8 @@ impl Backup {
             selection: self.settings.selection.clone(),
             left_out: catalog.left_out.clone(),
             namespaces: collected.namespaces.len() as u64,
-            documents: sum(SnapshotNamespace::documents),
-            bytes: sum(SnapshotNamespace::bytes),
+            documents: sum(|namespace| namespace.documents),
+            bytes: sum(|namespace| namespace.bytes),
             new_segments: totals.new_segments,
             reused_segments: totals.reused_segments,
             stored_bytes: totals.stored_bytes,
@@ -375,7 +383,7 @@ impl Backup {
         if let Err(error) = self.repository.reload_index().await {
             tracing::warn!(error = %error.report(), "the index could not be read anew");
         }
-        Ok(BackupReport::new(&manifest, &collected.namespaces))
+        Ok(BackupReport::new(&manifest, collected.namespaces))
     }
 }
 

@@ -50,17 +50,19 @@ pub struct NamespaceReport {
     pub bytes: u64,
 }
 
+impl NamespaceReport {
+    pub(super) fn of(namespace: &SnapshotNamespace) -> Self {
+        Self {
+            namespace: namespace.namespace().clone(),
+            kind: namespace.kind(),
+            documents: namespace.documents(),
+            bytes: namespace.bytes(),
+        }
+    }
+}
+
 impl BackupReport {
-    pub(super) fn new(manifest: &SnapshotManifest, namespaces: &[SnapshotNamespace]) -> Self {
-        let namespaces = namespaces
-            .iter()
-            .map(|namespace| NamespaceReport {
-                namespace: namespace.namespace().clone(),
-                kind: namespace.kind(),
-                documents: namespace.documents(),
-                bytes: namespace.bytes(),
-            })
-            .collect();
+    pub(super) fn new(manifest: &SnapshotManifest, namespaces: Vec<NamespaceReport>) -> Self {
         Self {
             id: manifest.id.clone(),
             consistency: manifest.consistency.clone(),

@@ -288,7 +288,7 @@ impl Import {
             return Err(Error::corrupt("the dump has documents of a collection that it does not describe")
                 .with_context("namespace", stranger));
         }
-        let catalog = store_catalog(&store, &self.repository.config(), &taken.namespaces).await?;
+        let catalog = store_catalog(&store, &self.repository.config(), taken.namespaces.iter().cloned()).await?;
         meter.finish();
         Ok((taken, catalog))
     }

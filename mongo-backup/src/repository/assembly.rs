@@ -247,19 +247,25 @@ fn placeholder(like: &Cutter) -> Cutter {
 pub(crate) async fn store_catalog(
     store: &Arc<SegmentStore>,
     config: &Config,
-    namespaces: &[SnapshotNamespace],
+    mut namespaces: impl Iterator<Item = SnapshotNamespace>,
 ) -> Result<TreeRoot> {
-    let records = namespaces.iter().map(SnapshotNamespace::to_document).collect::<Result<Vec<_>>>()?;
     let bits = config.sizes.boundary_bits(1024);
     let mut assembly = Assembly::new(Arc::clone(store), Segmenter::new(&config.keys, config.sizes, bits), bits);
-    assembly = tokio::task::spawn_blocking(move || {
-        for record in &records {
-            assembly.push(record)?;
+    loop {
+        let some: Vec<SnapshotNamespace> = namespaces.by_ref().take(RECORDS_AT_ONCE).collect();
+        if some.is_empty() {
+            return assembly.finish().await;
         }
-        Ok::<_, Error>(assembly)
-    })
-    .await??;
-    assembly.finish().await
+        assembly = tokio::task::spawn_blocking(move || {
+            for namespace in some {
+                assembly.push(&namespace.to_document()?)?;
+            }
+            Ok::<_, Error>(assembly)
+        })
+        .await??;
+        store.send_full().await?;
+    }
 }
 
+const RECORDS_AT_ONCE: usize = 1000;
 const LONGEST_HEAD: usize = 8 << 20;

@@ -248,7 +248,7 @@ async fn uuids(target: &Deployment, items: &[RestoreItem]) -> Result<Vec<u8>> {
     let databases: BTreeSet<&str> = items.iter().map(|item| item.target.database()).collect();
     let mut found = BTreeMap::new();
     for database in databases {
-        found.insert(database, collection_uuids(target, database).await?);
+        found.insert(database, collection_uuids(target, database, None).await?);
     }
     let mut uuids = Vec::with_capacity(items.len() * UUID);
     for item in items {

@@ -248,9 +248,13 @@ pub const USERS_AND_ROLES: [&str; 3] = ["system.users", "system.roles", "system.
 ///
 /// # Cancel safety
 /// Dropping the future leaves nothing behind.
-pub async fn collection_uuids(deployment: &Deployment, database: &str) -> Result<BTreeMap<String, [u8; 16]>> {
+pub async fn collection_uuids(
+    deployment: &Deployment,
+    database: &str,
+    from: Option<&SelectionCriteria>,
+) -> Result<BTreeMap<String, [u8; 16]>> {
     let command = rawdoc! { "listCollections": 1, "filter": { "type": { "$ne": "view" } } };
-    let infos = raw::list(&deployment.database(database), command, None).await?;
+    let infos = raw::list(&deployment.database(database), command, from).await?;
     Ok(infos.iter().filter_map(|info| Some((info.get_str("name").ok()?.to_owned(), uuid_in(info)?))).collect())
 }
 
