@@ -142,7 +142,8 @@ async fn a_restore_that_is_interrupted_behind_any_checkpoint_goes_on_and_nothing
             }
         }
     }
-    assert!(interruptions >= 8 && furthest > 0, "{interruptions} interruptions, {furthest} documents were not written again");
+    // The beginning is saved twice, and what was reached at least at the end.
+    assert!(interruptions >= 6 && furthest > 0, "{interruptions} interruptions, {furthest} documents were not written again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
