@@ -149,6 +149,12 @@ impl Restoration {
                 report.indexes,
                 report.seconds
             );
+            if report.resumed_documents > 0 {
+                println!(
+                    "resumed      {} of the documents were there from the run that was interrupted",
+                    report.resumed_documents
+                );
+            }
             if report.deleted > 0 {
                 println!("deleted      {} documents that the snapshot does not have", report.deleted);
             }

@@ -144,7 +144,7 @@ async fn what_percona_has_backed_up_comes_back_whatever_its_compression() {
     let (deployment, database) = shared("percona").await;
     let expected = std::fs::read_to_string(percona("dbhash.json")).unwrap();
     let expected: std::collections::BTreeMap<String, String> = serde_json::from_str(&expected).unwrap();
-    for compression in ["none", "s2", "snappy", "lz4"] {
+    for compression in ["none", "gzip", "s2", "snappy", "lz4", "zstd"] {
         let repository = repository().await;
         let imported = Import::new(&repository).from_percona(percona(compression).join("rs0")).await.unwrap();
         assert_eq!((imported.documents, imported.server_version.as_str()), (274, "6.0.5"), "{compression}");

@@ -211,6 +211,7 @@ pub(super) fn left_out(database: &str, collection: &str) -> Option<&'static str>
         ("", "oplog") => Some("an oplog is not replayed: the documents are as each was read"),
         (_, "system.indexes") => Some("indexes of servers before 3.0 are not read"),
         ("admin", collection) if USERS_AND_ROLES.contains(&collection) => None,
+        ("admin", collection) if collection.starts_with("mongo_backup.") => Some("kept by restores for themselves"),
         (_, collection) if collection.starts_with("$admin.") => {
             Some("users and roles of a single database are not part of a snapshot")
         }

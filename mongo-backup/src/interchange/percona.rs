@@ -39,7 +39,7 @@ pub(super) fn read(folder: &Path, found: &mut dyn FnMut(Found) -> Result<()>) ->
         None => about.guess_compression(folder)?,
     };
     found(Found::Server(about.server.clone()))?;
-    if folder.join("oplog").is_dir() || folder.join("local.oplog.rs.bson").is_file() {
+    if folder.join("oplog").is_dir() || folder.join(format!("local.oplog.rs.bson{}", compression.ending())).is_file() {
         let reason = "the oplog is not replayed, so the documents are as each was read and not as of one time";
         found(Found::LeftOut("oplog".to_owned(), reason.to_owned()))?;
     }

@@ -106,9 +106,16 @@ impl Prune {
         Ok(match self.repository.sign_of_life(&operation.id).await? {
             None => false,
             // It was alive after it was seen; whether it still is, its own clock must tell, and that may differ by a day.
-            Some(sign) if sign.beat != operation.beat => self.since(sign.last_sign) < self.abandoned_after + SKEW,
+            // A clock that is further ahead tells nothing.
+            Some(sign) if sign.beat != operation.beat && !self.is_ahead(sign.last_sign) => {
+                self.since(sign.last_sign) < self.abandoned_after + SKEW
+            }
             Some(_) => self.since(seen.at) < self.abandoned_after,
         })
+    }
+
+    fn is_ahead(&self, at: DateTime) -> bool {
+        at.saturating_duration_since(self.now()) > SKEW
     }
 
     fn since(&self, at: DateTime) -> Duration {

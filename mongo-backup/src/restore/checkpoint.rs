@@ -2,17 +2,20 @@
 //!
 //! Two states are kept. The *beginning* says which collections the restore makes, and once they are made, which they are:
 //! their UUIDs bind the checkpoint to them, so one that was dropped since, or another deployment, is never taken for what the restore has
-//! begun. What was *reached* says up to where every document is there for good. Both are removed when the restore is complete.
+//! begun. Before that, one is taken for its own only if it is exactly as the restore would make it, and empty. Nothing is dropped for being begun.
+//! What was *reached* says up to where every document is there for good. Both are removed when the restore is complete.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
 use mongo_core::{
-    Deployment, Error, ErrorKind, Namespace, Result,
-    bson::{self, Binary, DateTime, Document, doc, spec::BinarySubtype},
+    CancellationToken, Error, ErrorKind, Namespace, Result,
+    bson::{self, Binary, DateTime, Document, RawDocumentBuf, doc, spec::BinarySubtype},
+    mongodb::options::{ReadPreference, SelectionCriteria},
     state::{StateName, StateStore},
     transfer::{
         catalog::{Catalog, collection_uuids},
@@ -23,7 +26,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Restore, RestoreItem,
+    DropExisting, Restore, RestoreItem,
     plan::Place,
     tally::{Reached, Tally},
 };
@@ -54,13 +57,23 @@ pub(super) struct Beginning {
 #[derive(Serialize, Deserialize)]
 struct StoredReached {
     of: DateTime,
+    /// When it was saved.
+    at: DateTime,
     reached: Reached,
+}
+
+/// A restore whose collections are made.
+#[derive(Clone, Debug)]
+pub(super) struct Begun {
+    pub(super) at: DateTime,
+    /// Their UUIDs.
+    collections: Vec<u8>,
 }
 
 /// What a restore goes on with.
 #[derive(Clone, Debug)]
 pub(super) struct Resumed {
-    pub(super) at: DateTime,
+    pub(super) begun: Begun,
     pub(super) reached: Reached,
 }
 
@@ -99,74 +112,137 @@ impl Restore {
         target: &Catalog,
     ) -> Result<Option<Resumed>> {
         let Some(beginning) = checkpoint.load_beginning(items.len()).await? else { return Ok(None) };
-        let resumed = match &beginning.collections {
+        let resumed = match beginning.collections {
             Some(collections) => {
-                if uuids(&self.target, items).await? != collections.bytes {
-                    let note = "the target is no longer what the interrupted restore has left: this one begins anew";
-                    self.note(note.to_owned());
+                let begun = Begun { at: beginning.at, collections: collections.bytes };
+                let (saved, reached) = checkpoint.load_reached(&begun).await?;
+                if self.uuids(items).await? != begun.collections {
+                    self.note("the target is no longer what the interrupted restore has left: this one begins anew".to_owned());
                     return Ok(None);
                 }
-                let reached = checkpoint.load_reached(beginning.at).await?;
-                Some(Resumed { at: beginning.at, reached })
+                if DateTime::now().saturating_duration_since(saved) > FORGOTTEN {
+                    self.note("the interrupted restore is too long ago to go on with it: this one begins anew".to_owned());
+                    return Ok(None);
+                }
+                Some(Resumed { begun, reached })
             }
             None => None,
         };
         let makes = beginning.makes.bytes;
         for (item, _) in items.iter_mut().zip(makes).filter(|(_, makes)| *makes == 1) {
-            let Some(entry) = target.get(&item.target).filter(|entry| entry.kind() == item.source.kind()) else { continue };
-            let leftover = match (entry.data_namespace(), &resumed) {
-                // A view that was made is made again.
-                (None, _) => true,
-                (Some(_), Some(_)) => {
-                    item.place = Place::Begun;
-                    continue;
-                }
-                // One that the restore has made, or anybody else: there is nothing in it.
-                (Some(data), None) => self.is_empty(&data).await?,
+            let Some(entry) = target.get(&item.target) else { continue };
+            let is_begun = match (item.data_namespace()?, &resumed) {
+                (None, _) => item.is_as_made(entry),
+                (Some(_), Some(_)) => true,
+                // One that is there to be dropped may be, whoever has made it.
+                (Some(_), None) if self.settings.drop_existing == DropExisting::Yes => false,
+                (Some(data), None) => item.is_as_made(entry) && self.is_empty(&data).await?,
             };
-            if leftover {
-                item.place = Place::Leftover;
+            if is_begun {
+                item.place = Place::Begun;
             }
         }
         Ok(resumed)
     }
 
     async fn is_empty(&self, namespace: &Namespace) -> Result<bool> {
-        let collection = self.target.database(namespace.database()).collection::<bson::RawDocumentBuf>(namespace.collection());
-        Ok(collection.find_one(Document::new()).await?.is_none())
+        let collection = self.target.database(namespace.database()).collection::<RawDocumentBuf>(namespace.collection());
+        let find = collection.find_one(Document::new()).selection_criteria(primary());
+        Ok(find.await?.is_none())
+    }
+
+    /// What was reached, as far as that is to be relied on.
+    pub(super) async fn trusted(&self, resumed: Option<&Resumed>, order: &[(i64, &RestoreItem)]) -> Result<Reached> {
+        let Some(Resumed { begun, reached }) = resumed else { return Ok(Reached::default()) };
+        let items: Vec<&RestoreItem> = order.iter().map(|(_, item)| *item).collect();
+        // What is merged may have been changed by its owners since; and of chosen documents it is not known how many there should be.
+        if items.iter().any(|item| self.merges(item)) || !self.choice.is_everything() {
+            return Ok(Reached::default());
+        }
+        let mut missing = 0;
+        for (number, item) in order {
+            let expected = match number.cmp(&reached.position.namespace) {
+                Ordering::Less => item.source.documents(),
+                Ordering::Equal => self.documents_in(item, reached.position.segments).await?,
+                Ordering::Greater => break,
+            };
+            let Some(data) = item.data_namespace()? else { continue };
+            let collection = self.target.database(data.database()).collection::<RawDocumentBuf>(data.collection());
+            missing += expected.saturating_sub(collection.estimated_document_count().selection_criteria(primary()).await?);
+        }
+        if missing > u64::try_from(reached.refused).unwrap_or(0) {
+            self.note(format!(
+                "{missing} documents are gone that the restore of {} had written: all are looked at again",
+                begun.at.try_to_rfc3339_string().unwrap_or_default()
+            ));
+            return Ok(Reached::default());
+        }
+        Ok(reached.clone())
+    }
+
+    /// How many documents the first segments of an item hold.
+    async fn documents_in(&self, item: &RestoreItem, segments: i64) -> Result<u64> {
+        let mut walk = self.repository.walk(&item.source.root)?;
+        let mut documents = 0;
+        for _ in 0..segments {
+            documents += walk.next().await?.map_or(0, |entry| entry.documents);
+        }
+        Ok(documents)
+    }
+
+    /// Whether the collections are still those that the restore has made.
+    ///
+    /// # Errors
+    /// `Conflict` if not: what was written is gone, or is in a collection of another name.
+    pub(super) async fn check_collections(&self, begun: &Begun, items: &[RestoreItem]) -> Result<()> {
+        if self.uuids(items).await? == begun.collections {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            "a collection of the target was dropped, renamed or made anew by somebody else during the restore: restore again",
+        ))
     }
 
     /// Saves now and then what was reached, while documents are written.
     pub(super) async fn keep_checkpoints<T>(
         &self,
-        checkpoint: Option<(&Checkpoint, DateTime)>,
+        checkpoint: Option<(&Checkpoint, &Begun)>,
         tally: &Tally,
         pending: &PendingMajority,
         writing: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let Some((checkpoint, begun)) = checkpoint else { return writing.await };
+        let ended = CancellationToken::new();
         let saving = async {
             let mut last = tally.reached();
             loop {
-                tokio::time::sleep(self.settings.checkpoint_every).await;
+                tokio::select! {
+                    biased;
+                    () = ended.cancelled() => return,
+                    () = tokio::time::sleep(self.settings.checkpoint_every) => {}
+                }
                 let reached = tally.reached();
                 if reached == last {
                     continue;
                 }
-                match self.save_reached(checkpoint, begun, &reached, pending).await {
+                match self.save_reached(checkpoint, begun, &reached, pending, &ended).await {
                     Ok(()) => last = reached,
+                    Err(error) if error.kind() == ErrorKind::Cancelled => return,
                     // The restore itself goes on: an interruption only costs more then.
                     Err(error) => self.note(format!("how far the restore is could not be saved: {error}")),
                 }
             }
         };
-        // Every save that was begun and is dropped has taken effect or not: both are well.
-        let written = tokio::select! {
-            biased;
-            written = writing => written?,
-            () = saving => return Err(Error::internal("saving checkpoints has ended")),
+        let writing = async {
+            let written = writing.await;
+            ended.cancel();
+            written
         };
-        if let Err(error) = self.save_reached(checkpoint, begun, &tally.reached(), pending).await {
+        // A save that has begun is waited for: none may take effect after the last one, or after the checkpoint was removed.
+        let (written, ()) = tokio::join!(writing, saving);
+        let written = written?;
+        if let Err(error) = self.save_reached(checkpoint, begun, &tally.reached(), pending, &self.cancel).await {
             self.note(format!("how far the restore is could not be saved: {error}"));
         }
         Ok(written)
@@ -175,15 +251,42 @@ impl Restore {
     async fn save_reached(
         &self,
         checkpoint: &Checkpoint,
-        begun: DateTime,
+        begun: &Begun,
         reached: &Reached,
         pending: &PendingMajority,
+        cancel: &CancellationToken,
     ) -> Result<()> {
         if self.notes_places() {
-            pending.settle(&self.target, &self.cancel).await?;
+            pending.settle(&self.target, cancel).await?;
         }
-        let stored = StoredReached { of: begun, reached: reached.clone() };
+        let stored = StoredReached { of: begun.at, at: DateTime::now(), reached: reached.clone() };
         checkpoint.store.save(&checkpoint.reached, bson::serialize_to_vec(&stored)?).await
+    }
+
+    /// The UUIDs of the collections that hold the documents, in the order of the items; zeros where there is none.
+    async fn uuids(&self, items: &[RestoreItem]) -> Result<Vec<u8>> {
+        let databases: BTreeSet<&str> = items.iter().map(|item| item.target.database()).collect();
+        let mut found = BTreeMap::new();
+        for database in databases {
+            found.insert(database, collection_uuids(&self.target, database, None).await?);
+        }
+        let mut uuids = Vec::with_capacity(items.len() * UUID);
+        for item in items {
+            let uuid = item
+                .data_namespace()?
+                .and_then(|data| found.get(item.target.database())?.get(data.collection()).copied())
+                .unwrap_or_default();
+            uuids.extend_from_slice(&uuid);
+        }
+        Ok(uuids)
+    }
+
+    /// Says which collections there are, now that all were made. No document was written yet.
+    pub(super) async fn save_made(&self, checkpoint: &Checkpoint, beginning: Beginning, items: &[RestoreItem]) -> Result<Begun> {
+        let begun = Begun { at: beginning.at, collections: self.uuids(items).await? };
+        let beginning = Beginning { collections: Some(binary(begun.collections.clone())), ..beginning };
+        checkpoint.store.save(&checkpoint.beginning, bson::serialize_to_vec(&beginning)?).await?;
+        Ok(begun)
     }
 }
 
@@ -195,12 +298,6 @@ impl Checkpoint {
         self.store.save(&self.beginning, bson::serialize_to_vec(&beginning)?).await?;
         self.store.remove(&self.reached).await?;
         Ok(beginning)
-    }
-
-    /// Says which collections they are, now that all are there. No document was written yet.
-    pub(super) async fn made(&self, beginning: Beginning, target: &Deployment, items: &[RestoreItem]) -> Result<()> {
-        let beginning = Beginning { collections: Some(binary(uuids(target, items).await?)), ..beginning };
-        self.store.save(&self.beginning, bson::serialize_to_vec(&beginning)?).await
     }
 
     /// Removes it: the restore is complete.
@@ -226,9 +323,10 @@ impl Checkpoint {
         Ok(Some(beginning))
     }
 
-    async fn load_reached(&self, begun: DateTime) -> Result<Reached> {
-        let stored = self.load::<StoredReached>(&self.reached).await?.filter(|stored| stored.of == begun);
-        Ok(stored.map(|stored| stored.reached).unwrap_or_default())
+    /// What was reached, and when that was saved.
+    async fn load_reached(&self, begun: &Begun) -> Result<(DateTime, Reached)> {
+        let stored = self.load::<StoredReached>(&self.reached).await?.filter(|stored| stored.of == begun.at);
+        Ok(stored.map_or_else(|| (begun.at, Reached::default()), |stored| (stored.at, stored.reached)))
     }
 
     async fn load<T: DeserializeOwned>(&self, name: &StateName) -> Result<Option<T>> {
@@ -243,22 +341,9 @@ impl Checkpoint {
     }
 }
 
-/// The UUIDs of the collections that hold the documents, in the order of the items; zeros where there is none.
-async fn uuids(target: &Deployment, items: &[RestoreItem]) -> Result<Vec<u8>> {
-    let databases: BTreeSet<&str> = items.iter().map(|item| item.target.database()).collect();
-    let mut found = BTreeMap::new();
-    for database in databases {
-        found.insert(database, collection_uuids(target, database, None).await?);
-    }
-    let mut uuids = Vec::with_capacity(items.len() * UUID);
-    for item in items {
-        let uuid = item
-            .data_namespace()?
-            .and_then(|data| found.get(item.target.database())?.get(data.collection()).copied())
-            .unwrap_or_default();
-        uuids.extend_from_slice(&uuid);
-    }
-    Ok(uuids)
+/// A secondary may not have what is there.
+fn primary() -> SelectionCriteria {
+    SelectionCriteria::ReadPreference(ReadPreference::Primary)
 }
 
 fn binary(bytes: Vec<u8>) -> Binary {
@@ -269,3 +354,5 @@ const VERSION: i32 = 1;
 const UUID: usize = 16;
 /// How often what was reached is saved. A save waits for the majority, and is small.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
+/// A restore that stood still for longer is not gone on with: too much may have happened to what it has written.
+const FORGOTTEN: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -13,6 +13,7 @@ use mongo_core::{
     transfer::{
         majority::PendingMajority,
         write::{Refused, WriteMode, WriteTarget},
+        written::Marred,
     },
 };
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -43,7 +44,7 @@ impl Restore {
             for (namespace, item) in items.iter().filter(|(namespace, _)| *namespace >= from.namespace) {
                 let target = self.write_target(item)?;
                 let mut paced = target.clone();
-                paced.write_concern = self.write_concern.clone();
+                paced.write_concern = self.batch_concern();
                 let writer = Writer {
                     repository: self.repository.clone(),
                     choice: self.choice.clone(),
@@ -51,6 +52,7 @@ impl Restore {
                     paced: Arc::new(paced),
                     name: item.target.clone(),
                     shared: shared.clone(),
+                    doubts: shared.resuming.doubts(self.merges(item)),
                     metrics: self.metrics.clone(),
                     stop: stop.clone(),
                 };
@@ -156,15 +158,37 @@ pub(super) struct Shared {
     pub(super) tally: Arc<Tally>,
     /// Where writes are noted that wait for their majority; none where every batch has its acknowledgement.
     pub(super) pending: Option<Arc<PendingMajority>>,
-    /// Whether documents may be there that an interrupted run has written.
-    pub(super) resumes: bool,
+    resuming: Resuming,
     groups: Arc<AtomicU64>,
     batches: Arc<AtomicU64>,
 }
 
 impl Shared {
-    pub(super) fn new(meter: Arc<PhaseMeter>, tally: Arc<Tally>, pending: Option<Arc<PendingMajority>>, resumes: bool) -> Self {
-        Self { meter, tally, pending, resumes, groups: Arc::default(), batches: Arc::default() }
+    pub(super) fn new(
+        meter: Arc<PhaseMeter>,
+        tally: Arc<Tally>,
+        pending: Option<Arc<PendingMajority>>,
+        resuming: Resuming,
+    ) -> Self {
+        Self { meter, tally, pending, resuming, groups: Arc::default(), batches: Arc::default() }
+    }
+}
+
+/// Whether documents may be there already that this restore has written, in an earlier run or in another that runs as well.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resuming {
+    pub(super) was_begun: bool,
+    pub(super) is_kept: bool,
+}
+
+impl Resuming {
+    /// What to do with those that an interruption has left half written; none if a document that is there cannot be the restore's own.
+    fn doubts(self, merges: bool) -> Option<Marred> {
+        match merges {
+            // The same document but for a time may be its owner's.
+            true => self.was_begun.then_some(Marred::Leave),
+            false => self.is_kept.then_some(Marred::PutRight),
+        }
     }
 }
 
@@ -217,6 +241,7 @@ struct Writer {
     paced: Arc<WriteTarget>,
     name: Namespace,
     shared: Shared,
+    doubts: Option<Marred>,
     metrics: RestoreMetrics,
     stop: CancellationToken,
 }
@@ -283,16 +308,20 @@ impl Writer {
             let stopped_at = outcome.refused.iter().map(|refused| refused.index).max().filter(|_| target.ordered);
             let mut behind = stopped_at.map(|stop| rest.split_off((stop + 1).min(rest.len()))).unwrap_or_default();
             let (doubtful, refusals): (Vec<Refused>, Vec<Refused>) =
-                outcome.refused.into_iter().partition(|refused| self.shared.resumes && refused.code == DUPLICATE);
+                outcome.refused.into_iter().partition(|refused| self.doubts.is_some() && refused.code == DUPLICATE);
             let mut refusals: Vec<Refused> = refusals;
-            if !doubtful.is_empty() {
+            if let (false, Some(marred)) = (doubtful.is_empty(), self.doubts) {
                 // What comes behind in an ordered batch is asked for with it, instead of being refused one by one.
                 let asked: Vec<&RawDocument> = doubtful
                     .iter()
                     .filter_map(|refused| documents.get(refused.index).copied())
                     .chain(behind.iter().map(|(_, document)| *document))
                     .collect();
-                let mut there = target.find_written(&asked).await?.into_iter();
+                let found = target.find_written(&asked, marred).await?;
+                if let (Some(pending), Some(op_time)) = (&self.shared.pending, found.op_time) {
+                    pending.note(op_time);
+                }
+                let mut there = found.there.into_iter();
                 for refused in doubtful {
                     if there.next() == Some(true) {
                         written += 1;

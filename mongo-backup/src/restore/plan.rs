@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mongo_core::{
     Error, ErrorKind, Namespace, NamespaceSelection, Result, Topology,
     bson::DateTime,
-    transfer::catalog::{Catalog, CollectionKind},
+    transfer::catalog::{Catalog, CollectionEntry, CollectionKind},
 };
 use serde::Serialize;
 
@@ -189,10 +189,8 @@ pub(super) enum Place {
     Free,
     /// Something that this restore has not made.
     Taken,
-    /// The collection that this restore has made and begun to fill, before it was interrupted.
+    /// What this restore has made before it was interrupted, and may have begun to fill.
     Begun,
-    /// A collection without documents, or a view, that this restore has made before it was interrupted.
-    Leftover,
 }
 
 impl RestoreItem {
@@ -210,6 +208,21 @@ impl RestoreItem {
     /// itself has made before it was interrupted.
     pub fn exists(&self) -> bool {
         self.place == Place::Taken
+    }
+
+    /// Whether a collection or view is what this restore makes of the item, without the indexes that come last.
+    pub(super) fn is_as_made(&self, there: &CollectionEntry) -> bool {
+        let source = self.source.entry();
+        if source.kind() == CollectionKind::View {
+            let view_on = self.view_on.as_deref().or(source.options().get_str("viewOn").ok());
+            let same = |field| there.options().get(field).ok() == source.options().get(field).ok();
+            let same_base = there.options().get_str("viewOn").ok() == view_on;
+            return there.kind() == source.kind() && same_base && same("pipeline") && same("collation");
+        }
+        let names = |entry: &CollectionEntry| -> BTreeSet<String> {
+            entry.indexes().iter().filter_map(|index| index.get_str("name").ok().map(str::to_owned)).collect()
+        };
+        there.kind() == source.kind() && there.options() == source.options() && names(there).is_subset(&names(source))
     }
 
     /// The namespace in the target that holds the documents; none for a view.
@@ -243,7 +256,7 @@ impl RestorePlan<'_> {
     /// The plan as plain data, for a dry run's output.
     pub fn summary(&self) -> RestoreSummary {
         let action = |item: &RestoreItem| match (item.place, self.restore.settings.drop_existing) {
-            (Place::Free | Place::Leftover, _) => RestoreAction::Create,
+            (Place::Free, _) => RestoreAction::Create,
             (Place::Begun, _) => RestoreAction::GoOn,
             (Place::Taken, DropExisting::Yes) => RestoreAction::DropAndCreate,
             (Place::Taken, DropExisting::No) if self.restore.settings.mode == RestoreMode::Mirror => RestoreAction::Mirror,
@@ -267,7 +280,7 @@ impl RestorePlan<'_> {
             users_and_roles: self.users_and_roles(),
             documents,
             bytes,
-            resumes: self.resumed.as_ref().map(|resumed| resumed.at),
+            resumes: self.resumed.as_ref().map(|resumed| resumed.begun.at),
         }
     }
 

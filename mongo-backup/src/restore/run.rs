@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use mongo_core::{
     Error, ErrorKind, Namespace, Result, Topology,
-    bson::{DateTime, doc},
+    bson::doc,
     clock::{Clock as _, SystemClock},
     progress::{PhaseMeter, ProgressEvent, Total},
     transfer::{
@@ -15,8 +15,8 @@ use mongo_core::{
 
 use super::{
     DropExisting, Restore, RestoreItem, RestoreMode, RestorePlan, RestoreReport,
-    checkpoint::{Checkpoint, Resumed},
-    documents::Shared,
+    checkpoint::{Begun, Checkpoint, Resumed},
+    documents::{Resuming, Shared},
     plan::Place,
     tally::Tally,
 };
@@ -69,7 +69,8 @@ impl RestorePlan<'_> {
         let deleted = restore.delete_extras(&data).await?;
         let begun = restore.make_collections(items, checkpoint.as_ref(), resumed.as_ref()).await?;
         let pending = Arc::new(PendingMajority::new());
-        let reached = resumed.as_ref().map(|resumed| resumed.reached.clone()).unwrap_or_default();
+        let waves = waves(items, &data);
+        let reached = restore.trusted(resumed.as_ref(), &waves.concat()).await?;
         let tally = Arc::new(Tally::new(restore.settings.list_refused, reached.clone()));
         let meter = Arc::new(PhaseMeter::start(Arc::clone(&restore.progress), "data", self.data_total()));
         meter.advance(unsigned(reached.documents + reached.refused), unsigned(reached.bytes));
@@ -77,15 +78,15 @@ impl RestorePlan<'_> {
             Arc::clone(&meter),
             Arc::clone(&tally),
             restore.notes_places().then(|| Arc::clone(&pending)),
-            resumed.is_some(),
+            Resuming { was_begun: resumed.is_some(), is_kept: checkpoint.is_some() },
         );
         let writing = Box::pin(async {
-            for wave in waves(items, &data) {
-                restore.write_documents(&wave, &shared, reached.position).await?;
+            for wave in &waves {
+                restore.write_documents(wave, &shared, reached.position).await?;
             }
             Ok(())
         });
-        Box::pin(restore.keep_checkpoints(checkpoint.as_ref().zip(begun), &tally, &pending, writing)).await?;
+        Box::pin(restore.keep_checkpoints(checkpoint.as_ref().zip(begun.as_ref()), &tally, &pending, writing)).await?;
         drop(shared);
         if let Ok(meter) = Arc::try_unwrap(meter) {
             meter.finish();
@@ -99,6 +100,9 @@ impl RestorePlan<'_> {
             // The definitions too: whatever was written last, by anybody, stands behind all of it.
             pending.note_latest(&restore.target).await?;
             pending.settle(&restore.target, &restore.cancel).await?;
+        }
+        if let Some(begun) = &begun {
+            restore.check_collections(begun, items).await?;
         }
         if let Some(checkpoint) = checkpoint
             && let Err(error) = checkpoint.remove().await
@@ -178,18 +182,19 @@ impl Restore {
         Ok(())
     }
 
-    /// Makes room and makes the collections that are not there. Gives when the restore was begun, if that is kept.
+    /// Makes room and makes the collections that are not there. Gives what was begun, if that is kept.
     async fn make_collections(
         &self,
         items: &[RestoreItem],
         checkpoint: Option<&Checkpoint>,
         resumed: Option<&Resumed>,
-    ) -> Result<Option<DateTime>> {
-        if let Some(resumed) = resumed {
+    ) -> Result<Option<Begun>> {
+        if let Some(Resumed { begun, reached }) = resumed {
+            self.check_collections(begun, items).await?;
             self.note(format!(
                 "goes on where the restore of {} was interrupted: {} documents are there",
-                resumed.at.try_to_rfc3339_string().unwrap_or_default(),
-                resumed.reached.documents
+                begun.at.try_to_rfc3339_string().unwrap_or_default(),
+                reached.documents
             ));
         }
         let begins = checkpoint.filter(|_| resumed.is_none());
@@ -197,10 +202,9 @@ impl Restore {
             Some(checkpoint) => Some(checkpoint.begin(items, |item| !self.merges(item)).await?),
             None => None,
         };
-        let begun = beginning.as_ref().map(|beginning| beginning.at).or(resumed.map(|resumed| resumed.at));
         for item in items {
             self.check_cancelled()?;
-            if self.drops(item) || item.place == Place::Leftover {
+            if self.drops(item) {
                 self.drop_namespace(&item.target).await?;
             }
             let is_there = item.place == Place::Begun || self.merges(item);
@@ -215,9 +219,9 @@ impl Restore {
                 made.note_latest(&self.target).await?;
                 made.settle(&self.target, &self.cancel).await?;
             }
-            checkpoint.made(beginning, &self.target, items).await?;
+            return self.save_made(checkpoint, beginning, items).await.map(Some);
         }
-        Ok(begun)
+        Ok(resumed.map(|resumed| resumed.begun.clone()))
     }
 
     async fn drop_namespace(&self, namespace: &Namespace) -> Result<()> {
@@ -229,8 +233,10 @@ impl Restore {
 
     async fn make_views(&self, items: &[RestoreItem], tally: &Tally) -> Result<()> {
         // A view on a view is checked against the one below, so make those first; one whose base is missing is made all the same.
-        let mut left: Vec<&RestoreItem> =
-            items.iter().filter(|item| item.source.kind() == CollectionKind::View && !self.merges(item)).collect();
+        let mut left: Vec<&RestoreItem> = items
+            .iter()
+            .filter(|item| item.source.kind() == CollectionKind::View && item.place != Place::Begun && !self.merges(item))
+            .collect();
         while !left.is_empty() {
             let waiting: BTreeSet<Namespace> = left.iter().map(|item| item.source.namespace().clone()).collect();
             let base_waits = |item: &&RestoreItem| {

@@ -193,12 +193,14 @@ impl RestoreBuilder {
 
     /// Keeps in `store` how far the restore is, so that the same restore goes on where this one is interrupted. Default no.
     ///
-    /// The same is one of the same snapshot with the same choice of namespaces and `_id`s, renames, mode and dropping into the same
-    /// collections; of a [filter](Self::filter) only you know whether it is the same. What is in the store are names, numbers, and the `_id`s
-    /// of documents that were refused. On a standalone server writes are journaled then, which takes longer.
+    /// The same is one of the same snapshot with the same choice of namespaces and `_id`s, renames, mode and dropping, into the collections that the
+    /// interrupted one has made, within a week; of a [filter](Self::filter) only you know whether it is the same. It drops nothing that the interrupted
+    /// one has made. Documents that were written for certain are passed over, if as many are there; what else is there already is the
+    /// restore's own if it is the same byte for byte, which takes the action `find`. A restore that merges, and one of chosen documents, makes no
+    /// collection twice, but looks at every document again.
     ///
-    /// A restore that goes on drops nothing that it has made itself, and takes a document that is there already for its own if it is the
-    /// same byte for byte. Needs the action `find` on the collections for that.
+    /// What is in the store are names, numbers, and the `_id`s of documents that were refused. On a standalone server writes are journaled,
+    /// which takes longer.
     pub fn checkpoints(mut self, store: Arc<dyn StateStore>) -> Self {
         self.checkpoints = Some(store);
         self

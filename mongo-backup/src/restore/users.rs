@@ -25,7 +25,7 @@ impl Restore {
         let mut temporary = Vec::new();
         // What a restore that died has left: credentials that belong to nobody.
         for name in admin.list_collection_names().await? {
-            if name.starts_with(TEMPORARY) {
+            if name.starts_with(TEMPORARY) && (name.ends_with(".users") || name.ends_with(".roles")) {
                 admin.collection::<mongo_core::bson::Document>(&name).drop().await?;
             }
         }
@@ -78,5 +78,5 @@ impl Restore {
     }
 }
 
-/// Collections of `admin` that begin so are made here; backups leave out all that begin with `mongo_backup.`.
-const TEMPORARY: &str = "mongo_backup.merged.";
+/// Collections of `admin` that begin so and end in `.users` or `.roles` are made here; backups leave out all that begin so.
+const TEMPORARY: &str = "mongo_backup.";

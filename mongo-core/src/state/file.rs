@@ -46,7 +46,7 @@ impl FileState {
 
     fn write(&self, name: &StateName, state: &[u8]) -> Result<()> {
         let folder = &self.folder;
-        fs::create_dir_all(folder.as_path()).map_err(|error| failed("cannot make the folder", folder, error))?;
+        make_folder(folder).map_err(|error| failed("cannot make the folder", folder, error))?;
         let temporary = folder.join(format!(".{name}.{:016x}", fastrand::u64(..)));
         let written = (|| {
             let mut file = File::create_new(&temporary)?;
@@ -92,6 +92,19 @@ impl StateStore for FileState {
     async fn remove(&self, name: &StateName) -> Result<()> {
         let (this, name) = (self.clone(), name.clone());
         tokio::task::spawn_blocking(move || this.delete(&name)).await?
+    }
+}
+
+/// Makes a folder and those above it, each so that it survives a power cut.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_folder(above)?;
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => sync_folder(above),
     }
 }
 

@@ -1,6 +1,6 @@
 //! States in a collection.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use mongodb::{
@@ -17,7 +17,7 @@ use crate::{
 
 /// Keeps each state in a document `{_id: name, state, savedAt}` of a collection.
 ///
-/// Written with majority and journal, read with majority. Needs `find`, `insert`, `update` and `remove` on the collection.
+/// Written with majority and journal, which are waited for a minute at most, read with majority. Needs `find`, `insert`, `update` and `remove` on the collection.
 #[derive(Clone)]
 pub struct MongoState {
     deployment: Deployment,
@@ -37,7 +37,7 @@ impl MongoState {
             command.insert("readConcern", bson::serialize_to_document(&ReadConcern::majority())?);
         }
         if !reads {
-            let concern = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build();
+            let concern = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).w_timeout(PATIENCE).build();
             command.insert("writeConcern", bson::serialize_to_document(&concern)?);
         }
         let reply = self.deployment.database(self.namespace.database()).run_command(command).await;
@@ -60,6 +60,9 @@ impl fmt::Debug for MongoState {
         f.debug_struct("MongoState").field("namespace", &self.namespace).finish_non_exhaustive()
     }
 }
+
+/// A majority that does not come within this time is an error, not a reason to wait for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[async_trait]
 impl StateStore for MongoState {

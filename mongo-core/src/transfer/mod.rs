@@ -7,6 +7,7 @@
 //! | [`partition::Key::compare`] | the order of `_id`s in an index |
 //! | [`scan`] | raw batches of one range, restarted from the last key, with memory bounded in bytes |
 //! | [`write`](mod@write) | raw bulk writes with an outcome for every document that was refused |
+//! | [`written`] | which documents of an interrupted write are there |
 //! | [`compare`] | two copies of a collection, down to the `_id`s that differ |
 //! | [`majority`] | waits once for a majority instead of after every batch |
 //!
@@ -20,8 +21,8 @@ mod order;
 pub mod partition;
 pub mod scan;
 pub mod write;
+pub mod written;
 
 mod raw;
-mod written;
 
 pub use raw::{check_structure, leading_id};

@@ -6,6 +6,7 @@ use futures_util::TryStreamExt as _;
 use mongodb::bson::{RawDocument, cstr, rawdoc};
 
 use super::{
+    majority::OpTime,
     raw::{self, Element, leading_id},
     write::{Statement, WriteOutcome, WriteTarget},
 };
@@ -15,15 +16,15 @@ impl WriteTarget {
     /// Which of the documents the collection holds already, byte for byte as they are given here.
     ///
     /// For whoever writes a batch again that was interrupted: an insert refuses what is there, and this tells whether that is the same
-    /// document. One in which the interruption has left the time in place of a `Timestamp(0, 0)` is put right, and is the same then.
-    /// Needs the action `find`.
+    /// document. Where the server puts the time in place of a `Timestamp(0, 0)`, the interruption may have left one so; it is put right if that is
+    /// asked for, and is the same then. Needs the action `find`.
     ///
     /// # Errors
     /// The server's own.
     ///
     /// # Cancel safety
     /// Dropping the future leaves nothing that was not there before.
-    pub async fn find_written(&self, documents: &[&RawDocument]) -> Result<Vec<bool>> {
+    pub async fn find_written(&self, documents: &[&RawDocument], half_written: Marred) -> Result<FoundWritten> {
         let mut written = vec![false; documents.len()];
         let mut marred = Vec::new();
         let mut lookup = Lookup::default();
@@ -42,16 +43,18 @@ impl WriteTarget {
             }
         }
         self.look_up(lookup, documents, &mut written, &mut marred).await?;
-        if !marred.is_empty() {
+        let mut op_time = None;
+        if half_written == Marred::PutRight && !self.keeps_empty_timestamps && !marred.is_empty() {
             let marred: Vec<(usize, &RawDocument)> =
                 marred.into_iter().filter_map(|index| Some((index, *documents.get(index)?))).collect();
             let mut corrected = WriteOutcome::default();
             self.write_split(&marred, Statement::Correct, &mut corrected).await?;
+            op_time = corrected.op_time;
             for (index, _) in marred {
                 written[index] = !corrected.refused.iter().any(|refused| refused.index == index);
             }
         }
-        Ok(written)
+        Ok(FoundWritten { there: written, op_time })
     }
 
     async fn look_up(
@@ -91,6 +94,26 @@ impl WriteTarget {
         }
         Ok(())
     }
+}
+
+/// What to do with documents that an interruption has left half written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Marred {
+    /// Leave them: they count as others.
+    Leave,
+    /// Write them as they should be.
+    PutRight,
+}
+
+/// What was found of documents that may be there already.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct FoundWritten {
+    /// For each of the documents whether it is there.
+    pub there: Vec<bool>,
+    /// Where in the oplog the last of those came to stand that were put right, if any was.
+    pub op_time: Option<OpTime>,
 }
 
 /// Documents to look for.
