@@ -151,12 +151,13 @@ impl Restore {
         Ok(find.await?.is_none())
     }
 
-    /// What was reached, as far as that is to be relied on.
+    /// What was reached, as far as that is to be relied on; says so.
     pub(super) async fn trusted(&self, resumed: Option<&Resumed>, order: &[(i64, &RestoreItem)]) -> Result<Reached> {
         let Some(Resumed { begun, reached }) = resumed else { return Ok(Reached::default()) };
-        let items: Vec<&RestoreItem> = order.iter().map(|(_, item)| *item).collect();
+        let goes_on = format!("goes on with the restore of {}", begun.at.try_to_rfc3339_string().unwrap_or_default());
         // What is merged may have been changed by its owners since; and of chosen documents it is not known how many there should be.
-        if items.iter().any(|item| self.merges(item)) || !self.choice.is_everything() {
+        if order.iter().any(|(_, item)| self.merges(item)) || !self.choice.is_everything() {
+            self.note(format!("{goes_on}, which was interrupted: every document is looked at again"));
             return Ok(Reached::default());
         }
         let mut missing = 0;
@@ -172,11 +173,11 @@ impl Restore {
         }
         if missing > u64::try_from(reached.refused).unwrap_or(0) {
             self.note(format!(
-                "{missing} documents are gone that the restore of {} had written: all are looked at again",
-                begun.at.try_to_rfc3339_string().unwrap_or_default()
+                "{goes_on}, which was interrupted: {missing} documents that it had written are gone, so all are looked at again"
             ));
             return Ok(Reached::default());
         }
+        self.note(format!("{goes_on}, which was interrupted: {} documents are there", reached.documents));
         Ok(reached.clone())
     }
 
@@ -185,7 +186,8 @@ impl Restore {
         let mut walk = self.repository.walk(&item.source.root)?;
         let mut documents = 0;
         for _ in 0..segments {
-            documents += walk.next().await?.map_or(0, |entry| entry.documents);
+            let Some(entry) = walk.next().await? else { break };
+            documents += entry.documents;
         }
         Ok(documents)
     }

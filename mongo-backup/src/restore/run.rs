@@ -189,13 +189,8 @@ impl Restore {
         checkpoint: Option<&Checkpoint>,
         resumed: Option<&Resumed>,
     ) -> Result<Option<Begun>> {
-        if let Some(Resumed { begun, reached }) = resumed {
-            self.check_collections(begun, items).await?;
-            self.note(format!(
-                "goes on where the restore of {} was interrupted: {} documents are there",
-                begun.at.try_to_rfc3339_string().unwrap_or_default(),
-                reached.documents
-            ));
+        if let Some(resumed) = resumed {
+            self.check_collections(&resumed.begun, items).await?;
         }
         let begins = checkpoint.filter(|_| resumed.is_none());
         let beginning = match begins {
