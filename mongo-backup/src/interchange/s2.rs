@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     fn chunk(kind: u8, body: &[u8]) -> Vec<u8> {
-        let length = (body.len() as u32).to_le_bytes();
+        let length = u32::try_from(body.len()).unwrap().to_le_bytes();
         [&[kind, length[0], length[1], length[2]], body].concat()
     }
 
@@ -261,10 +261,10 @@ mod tests {
         let mut head = Vec::new();
         let mut left = plain.len();
         while left >= 0x80 {
-            head.push(left as u8 | 0x80);
+            head.push(u8::try_from(left & 0x7f).unwrap() | 0x80);
             left >>= 7;
         }
-        head.push(left as u8);
+        head.push(u8::try_from(left).unwrap());
         (plain, [head, block].concat())
     }
 

@@ -307,9 +307,8 @@ impl Writer {
             written += outcome.written;
             let stopped_at = outcome.refused.iter().map(|refused| refused.index).max().filter(|_| target.ordered);
             let mut behind = stopped_at.map(|stop| rest.split_off((stop + 1).min(rest.len()))).unwrap_or_default();
-            let (doubtful, refusals): (Vec<Refused>, Vec<Refused>) =
+            let (doubtful, mut refusals): (Vec<Refused>, Vec<Refused>) =
                 outcome.refused.into_iter().partition(|refused| self.doubts.is_some() && refused.code == DUPLICATE);
-            let mut refusals: Vec<Refused> = refusals;
             if let (false, Some(marred)) = (doubtful.is_empty(), self.doubts) {
                 // What comes behind in an ordered batch is asked for with it, instead of being refused one by one.
                 let asked: Vec<&RawDocument> = doubtful
