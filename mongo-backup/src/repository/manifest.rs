@@ -274,6 +274,8 @@ const STORED_ORDER: &str = "stored";
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -302,5 +304,73 @@ mod tests {
         let read = SnapshotNamespace::from_document(&record.to_document().unwrap()).unwrap();
         assert_eq!(read.entry, record.entry);
         assert_eq!((read.root, read.boundary_bits), (record.root, 6));
+    }
+
+    fn consistency() -> impl Strategy<Value = Consistency> {
+        let exceptions = proptest::collection::btree_map("[a-z.]{1,12}", ".{0,20}", 0..4);
+        prop_oneof![
+            (any::<u32>(), any::<u32>(), exceptions).prop_map(|(time, increment, exceptions)| Consistency::PointInTime {
+                cluster_time: Timestamp { time, increment },
+                exceptions,
+            }),
+            ".{0,40}".prop_map(|reason| Consistency::BestEffort { reason }),
+        ]
+    }
+
+    fn manifest() -> impl Strategy<Value = SnapshotManifest> {
+        let count = || 0..i64::MAX as u64;
+        let counts = (count(), count(), count(), count(), count(), count());
+        let texts = (".{0,20}", ".{0,20}", proptest::option::of(".{0,20}"), proptest::collection::btree_set(".{0,12}", 0..4));
+        let times = (0..4_000_000_000_000_i64, any::<i64>(), proptest::option::of((any::<u32>(), any::<u32>())));
+        (times, consistency(), counts, texts, any::<[u8; 32]>()).prop_map(|(times, consistency, counts, texts, node)| {
+            let (started, finished, resume_point) = times;
+            SnapshotManifest {
+                id: SnapshotId::generate(DateTime::from_millis(started)).unwrap(),
+                started: DateTime::from_millis(started),
+                finished: DateTime::from_millis(finished),
+                server_version: texts.0,
+                topology: Topology::ReplicaSet("rs \u{e9}".to_owned()),
+                consistency,
+                resume_point: resume_point.map(|(time, increment)| Timestamp { time, increment }),
+                selection: NamespaceSelection::all().including("shop.*").unwrap().excluding("*.tmp").unwrap(),
+                left_out: vec![LeftOut::new("local.*", "belongs to the server itself")],
+                namespaces: counts.0,
+                documents: counts.1,
+                bytes: counts.2,
+                new_segments: counts.3,
+                reused_segments: counts.4,
+                stored_bytes: counts.5,
+                tool: texts.1,
+                source: texts.2,
+                tags: texts.3,
+                catalog: TreeRoot {
+                    node: Some(mongo_core::bson::Binary {
+                        subtype: mongo_core::bson::spec::BinarySubtype::Generic,
+                        bytes: node.to_vec(),
+                    }),
+                    documents: 1,
+                    bytes: 2,
+                    segments: 3,
+                },
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn manifests_read_as_they_are_written(manifest in manifest()) {
+            let stored = mongo_core::bson::serialize_to_vec(&manifest).unwrap();
+            let read: SnapshotManifest = mongo_core::bson::deserialize_from_slice(&stored).unwrap();
+            prop_assert_eq!(format!("{read:?}"), format!("{manifest:?}"));
+            prop_assert_eq!(mongo_core::bson::serialize_to_vec(&read).unwrap(), stored);
+        }
+
+        #[test]
+        fn no_changed_byte_of_a_manifest_is_a_panic(manifest in manifest(), at in any::<prop::sample::Index>(), flip in 1..=255_u8) {
+            let mut stored = mongo_core::bson::serialize_to_vec(&manifest).unwrap();
+            let at = at.index(stored.len());
+            stored[at] ^= flip;
+            let _ = mongo_core::bson::deserialize_from_slice::<SnapshotManifest>(&stored);
+        }
     }
 }
