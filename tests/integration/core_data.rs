@@ -566,24 +566,31 @@ async fn a_dropped_wait_loses_no_change() -> TestResult {
     let items = database.collection::<Document>("items");
     let settings = WatchSettings::default().with_max_await_time(Duration::from_millis(50));
     let mut changes = items.watch_changes(settings).await?;
+    let (written, mut writes) = tokio::sync::mpsc::unbounded_channel();
     let writer = {
         let items = items.clone();
         tokio::spawn(async move {
             for n in 0..50 {
                 items.insert_one(doc! { "_id": n }).await?;
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                // The wait for a change is dropped whenever there is a new one.
+                let _ = written.send(n);
             }
             Ok::<(), Error>(())
         })
     };
+    let mut dropped = 0;
     let mut seen = Vec::new();
     while seen.len() < 50 {
         tokio::select! {
             change = changes.next_change() => seen.extend(change?.and_then(|change| id_of(change.document_key.as_ref()))),
-            () = tokio::time::sleep(Duration::from_millis(3)) => assert!(changes.resume_token().is_some()),
+            Some(_) = writes.recv() => {
+                dropped += 1;
+                assert!(changes.resume_token().is_some());
+            }
         }
     }
     assert_eq!(seen, (0..50).collect::<Vec<_>>());
+    assert!(dropped > 0, "no wait was dropped");
     writer.await??;
     database.drop().await?;
     Ok(())

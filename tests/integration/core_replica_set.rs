@@ -85,7 +85,7 @@ async fn a_set_is_initiated_grown_steered_and_shrunk() -> TestResult {
             break status;
         }
         assert!(tokio::time::Instant::now() < deadline, "{status:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::task::yield_now().await;
     };
     assert_eq!(status.primary().map(|member| member.host.clone()), Some(client.wait_for_primary(PATIENCE).await?.host));
     assert!(status.members.iter().all(|member| member.is_up && status.lag(member).is_some()));
@@ -100,7 +100,7 @@ async fn a_set_is_initiated_grown_steered_and_shrunk() -> TestResult {
             break;
         }
         assert!(tokio::time::Instant::now() < deadline, "the primary never changed");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::task::yield_now().await;
     }
 
     let gone = before.host.clone();

@@ -379,10 +379,8 @@ fn write_directory(
 fn data_namespace(namespace: &SnapshotNamespace, server: &str) -> Result<Namespace> {
     let name = namespace.namespace();
     match namespace.kind() {
-        CollectionKind::TimeSeries if !viewless_time_series(server) => {
-            name.sibling(format!("system.buckets.{}", name.collection()))
-        }
-        _ => Ok(name.clone()),
+        CollectionKind::TimeSeries if viewless_time_series(server) => Ok(name.clone()),
+        kind => Ok(kind.data_namespace(name)?.unwrap_or_else(|| name.clone())),
     }
 }
 

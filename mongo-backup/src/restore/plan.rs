@@ -227,11 +227,7 @@ impl RestoreItem {
 
     /// The namespace in the target that holds the documents; none for a view.
     pub(super) fn data_namespace(&self) -> Result<Option<Namespace>> {
-        Ok(match self.source.kind() {
-            CollectionKind::View => None,
-            CollectionKind::TimeSeries => Some(self.target.sibling(format!("system.buckets.{}", self.target.collection()))?),
-            _ => Some(self.target.clone()),
-        })
+        self.source.kind().data_namespace(&self.target)
     }
 }
 

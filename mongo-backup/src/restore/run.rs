@@ -73,7 +73,7 @@ impl RestorePlan<'_> {
         let reached = restore.trusted(resumed.as_ref(), &waves.concat()).await?;
         let tally = Arc::new(Tally::new(restore.settings.list_refused, reached.clone()));
         let meter = Arc::new(PhaseMeter::start(Arc::clone(&restore.progress), "data", self.data_total()));
-        meter.advance(unsigned(reached.documents + reached.refused), unsigned(reached.bytes));
+        meter.advance(unsigned(reached.documents).saturating_add(unsigned(reached.refused)), unsigned(reached.bytes));
         let shared = Shared::new(
             Arc::clone(&meter),
             Arc::clone(&tally),

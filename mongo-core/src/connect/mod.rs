@@ -498,6 +498,11 @@ fn topology_of(hello: &Document) -> Topology {
     }
 }
 
+/// The code of an error within a reply; 0 if the server sent none.
+pub(crate) fn error_code(error: &Document) -> i32 {
+    integer(error, "code").and_then(|code| i32::try_from(code).ok()).unwrap_or(0)
+}
+
 /// A number of any BSON numeric type: servers differ in which one they send.
 pub(crate) fn integer(document: &Document, key: &str) -> Option<i64> {
     match document.get(key)? {

@@ -46,7 +46,7 @@ impl MongoState {
         // Refusals and unsatisfied write concerns come in a reply that says ok.
         let trouble = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
         if let Some(trouble) = trouble.or_else(|| reply.get_document("writeConcernError").ok()) {
-            let code = crate::connect::integer(trouble, "code").and_then(|code| i32::try_from(code).ok()).unwrap_or(0);
+            let code = crate::connect::error_code(trouble);
             return Err(failed(
                 Error::new(crate::error::classify_code(code), "a state was not saved").with_context("code", code),
             ));

@@ -39,6 +39,20 @@ pub enum CollectionKind {
     View,
 }
 
+impl CollectionKind {
+    /// The namespace that holds the documents of one of this kind and name; `None` for a view.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a name that is too long for a time-series collection.
+    pub fn data_namespace(self, name: &Namespace) -> Result<Option<Namespace>> {
+        Ok(match self {
+            Self::Collection => Some(name.clone()),
+            Self::TimeSeries => Some(name.sibling(format!("{BUCKETS}{}", name.collection()))?),
+            Self::View => None,
+        })
+    }
+}
+
 impl fmt::Display for CollectionKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -332,11 +346,8 @@ impl CollectionEntry {
 
     /// The namespace that holds the documents; `None` for a view.
     pub fn data_namespace(&self) -> Option<Namespace> {
-        match self.kind {
-            CollectionKind::Collection => Some(self.namespace.clone()),
-            CollectionKind::TimeSeries => self.namespace.sibling(format!("{BUCKETS}{}", self.namespace.collection())).ok(),
-            CollectionKind::View => None,
-        }
+        // The server has it, so its name is not too long.
+        self.kind.data_namespace(&self.namespace).ok().flatten()
     }
 
     /// Whether the collection is capped: insertion order is part of its content.

@@ -281,7 +281,7 @@ impl WriteTarget {
         let mut refused = 0;
         for error in &errors {
             let position = crate::connect::integer(error, "index").and_then(|index| usize::try_from(index).ok());
-            let code = crate::connect::integer(error, "code").and_then(|code| i32::try_from(code).ok()).unwrap_or(0);
+            let code = crate::connect::error_code(error);
             let (index, document) = position
                 .and_then(|position| documents.get(position))
                 .ok_or_else(|| Error::corrupt("the server refused a document that was not sent").with_context("code", code))?;
@@ -302,7 +302,7 @@ impl WriteTarget {
             refused += 1;
         }
         if let Ok(error) = reply.get_document("writeConcernError") {
-            let code = crate::connect::integer(error, "code").and_then(|code| i32::try_from(code).ok()).unwrap_or(0);
+            let code = crate::connect::error_code(error);
             return Err(Error::new(classify_code(code), "the write concern was not satisfied")
                 .with_context("code", code)
                 .with_context("namespace", &self.namespace));
