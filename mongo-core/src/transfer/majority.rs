@@ -157,6 +157,13 @@ async fn last_write(deployment: &Deployment, field: &str) -> Result<Option<OpTim
     Ok(hello.get_document("lastWrite").ok().and_then(|write| OpTime::in_field(write, field)))
 }
 
+/// What a majority has: nothing up to it can be rolled back.
+pub(super) async fn majority_time(deployment: &Deployment) -> Result<Timestamp> {
+    let held = last_write(deployment, "majorityOpTime").await?;
+    held.map(|held| held.timestamp)
+        .ok_or_else(|| Error::new(ErrorKind::Unavailable, "the primary does not tell yet what a majority has"))
+}
+
 const POLL: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(60);
 

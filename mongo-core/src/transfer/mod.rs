@@ -9,6 +9,8 @@
 //! | [`write`](mod@write) | raw bulk writes with an outcome for every document that was refused |
 //! | [`written`] | which documents of an interrupted write are there |
 //! | [`compare`] | two copies of a collection, down to the `_id`s that differ |
+//! | [`oplog`] | what has changed on a replica set, in order and without a hole; transactions put together |
+//! | [`replay`] | applies what an oplog tells, many operations at a time |
 //! | [`majority`] | waits once for a majority instead of after every batch |
 //!
 //! Documents travel as the bytes that the server sent: nothing on the way decodes and encodes them, so duplicate field
@@ -17,8 +19,10 @@
 pub mod catalog;
 pub mod compare;
 pub mod majority;
+pub mod oplog;
 mod order;
 pub mod partition;
+pub mod replay;
 pub mod scan;
 pub mod write;
 pub mod written;

@@ -3,11 +3,17 @@
 //! Source: `BSONElement::compareElements` and `canonicalizeBSONType` of the server. Numbers of all types are compared by their exact
 //! value, strings and symbols by their bytes.
 
-use std::cmp::Ordering;
+use std::{
+    cmp::Ordering,
+    hash::{DefaultHasher, Hasher as _},
+};
 
-use mongodb::bson::{RawBinaryRef, RawBsonRef, RawDocument, spec::BinarySubtype};
+use mongodb::bson::{Decimal128, RawBinaryRef, RawBsonRef, RawDocument, spec::BinarySubtype};
 
-use super::partition::Key;
+use super::{
+    partition::Key,
+    raw::{self, Element},
+};
 
 impl Key {
     /// Where this key stands to another in the `_id` index of a collection without a collation.
@@ -28,6 +34,55 @@ impl Key {
 
 fn compare(a: RawBsonRef<'_>, b: RawBsonRef<'_>) -> Ordering {
     rank(&a).cmp(&rank(&b)).then_with(|| same_rank(a, b))
+}
+
+/// A hash of a value's place in an index: values that compare equal, whatever their types, have the same.
+pub(super) fn place_hash(value: &Element<'_>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hash_place(value, 0, &mut hasher);
+    hasher.finish()
+}
+
+fn hash_place(value: &Element<'_>, depth: u32, hasher: &mut DefaultHasher) {
+    match value.kind {
+        raw::DOUBLE | raw::INT32 | raw::INT64 | raw::DECIMAL => {
+            // Numbers that are equal are nearest to the same double.
+            let number = match value.kind {
+                raw::DOUBLE => value.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes)),
+                raw::DECIMAL => {
+                    value.value.first_chunk().and_then(|bytes| Decimal128::from_bytes(*bytes).to_string().parse().ok())
+                }
+                _ => value.as_integer().map(|number| number as f64),
+            };
+            let number = number.unwrap_or(f64::NAN);
+            hasher.write_u8(raw::DOUBLE);
+            hasher.write_u64(if number.is_nan() {
+                u64::MAX
+            } else if number == 0.0 {
+                0
+            } else {
+                number.to_bits()
+            });
+        }
+        // Deeper values are too rare to be worth telling apart.
+        raw::DOCUMENT | raw::ARRAY if depth >= 4 => hasher.write_u8(value.kind),
+        raw::DOCUMENT | raw::ARRAY => {
+            hasher.write_u8(value.kind);
+            let fields = value.as_document().or_else(|| value.as_array());
+            for field in fields.into_iter().flat_map(raw::elements).flatten() {
+                hasher.write(field.name);
+                hash_place(&field, depth + 1, hasher);
+            }
+        }
+        raw::SYMBOL => {
+            hasher.write_u8(raw::STRING);
+            hasher.write(value.value);
+        }
+        kind => {
+            hasher.write_u8(kind);
+            hasher.write(value.value);
+        }
+    }
 }
 
 /// Where the types stand to each other.

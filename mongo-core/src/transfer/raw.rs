@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use mongodb::{
     Database,
-    bson::{RawArray, RawDocument, RawDocumentBuf},
+    bson::{RawArray, RawDocument, RawDocumentBuf, Timestamp},
     options::SelectionCriteria,
 };
 
@@ -83,7 +83,8 @@ fn without_end(document: &RawDocument) -> &[u8] {
 }
 
 pub(super) const DOCUMENT: u8 = 0x03;
-const ARRAY: u8 = 0x04;
+pub(super) const ARRAY: u8 = 0x04;
+pub(super) const NULL: u8 = 0x0a;
 /// The type, up to ten digits, and the zero.
 const LONGEST_KEY: usize = 12;
 
@@ -109,10 +110,58 @@ pub(super) fn array_as(name: &str, values: &[Element<'_>]) -> Result<RawDocument
     Element { kind: ARRAY, name: b"", value: &array }.alone_as(name)
 }
 
-impl Element<'_> {
+impl<'a> Element<'a> {
+    pub(super) fn as_str(&self) -> Option<&'a str> {
+        let text = (self.kind == STRING).then(|| self.value.get(4..)?.strip_suffix(&[0])).flatten()?;
+        std::str::from_utf8(text).ok()
+    }
+
+    pub(super) fn as_document(&self) -> Option<&'a RawDocument> {
+        (self.kind == DOCUMENT).then(|| RawDocument::from_bytes(self.value).ok()).flatten()
+    }
+
+    /// An array, as the document that it is: its names are numbers.
+    pub(super) fn as_array(&self) -> Option<&'a RawDocument> {
+        (self.kind == ARRAY).then(|| RawDocument::from_bytes(self.value).ok()).flatten()
+    }
+
+    pub(super) fn as_bool(&self) -> Option<bool> {
+        (self.kind == BOOLEAN).then(|| self.value.first().map(|byte| *byte != 0)).flatten()
+    }
+
+    /// A whole number, of whichever type.
+    pub(super) fn as_integer(&self) -> Option<i64> {
+        match self.kind {
+            INT32 => self.value.first_chunk().map(|bytes| i64::from(i32::from_le_bytes(*bytes))),
+            INT64 => self.value.first_chunk().map(|bytes| i64::from_le_bytes(*bytes)),
+            #[expect(clippy::cast_possible_truncation, reason = "the server sends whole numbers as doubles now and then")]
+            DOUBLE => {
+                self.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes)).filter(|n| n.is_finite()).map(|n| n as i64)
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_timestamp(&self) -> Option<Timestamp> {
+        let bytes = (self.kind == TIMESTAMP).then(|| self.value.first_chunk::<8>()).flatten()?;
+        let number = u64::from_le_bytes(*bytes);
+        Some(Timestamp { time: u32::try_from(number >> 32).ok()?, increment: u32::try_from(number & 0xffff_ffff).ok()? })
+    }
+
+    /// The bytes of a UUID.
+    pub(super) fn as_uuid(&self) -> Option<[u8; 16]> {
+        let is_uuid = self.kind == BINARY && self.value.get(4) == Some(&UUID);
+        is_uuid.then(|| self.value.get(5..)?.try_into().ok()).flatten()
+    }
+
     /// Whether it is a `Timestamp(0, 0)`, for which servers like to put in the time.
     pub(super) fn is_empty_timestamp(&self) -> bool {
         self.kind == TIMESTAMP && self.value.iter().all(|byte| *byte == 0)
+    }
+
+    /// Whether the server takes it for an operator where it stands in a list: a document whose first field begins with `$`.
+    pub(super) fn is_like_operator(&self) -> bool {
+        self.kind == DOCUMENT && self.value.get(5) == Some(&b'$')
     }
 
     /// A document with this value under another name.
@@ -121,6 +170,60 @@ impl Element<'_> {
         let length = i32::try_from(length).map_err(|_| Error::corrupt("a value is too large"))?;
         let bytes = [&length.to_le_bytes()[..], &[self.kind], name.as_bytes(), &[0], self.value, &[0]].concat();
         Ok(RawDocumentBuf::from_bytes(bytes)?)
+    }
+}
+
+/// A document or an array that is being written.
+pub(super) struct Writer(Vec<u8>);
+
+impl Writer {
+    pub(super) fn new(capacity: usize) -> Self {
+        let mut bytes = Vec::with_capacity(capacity + 16);
+        bytes.extend_from_slice(&[0; 4]);
+        Self(bytes)
+    }
+
+    pub(super) fn append(&mut self, kind: u8, name: &[u8], value: &[u8]) {
+        self.0.push(kind);
+        self.0.extend_from_slice(name);
+        self.0.push(0);
+        self.0.extend_from_slice(value);
+    }
+
+    pub(super) fn element(&mut self, element: Element<'_>) {
+        self.append(element.kind, element.name, element.value);
+    }
+
+    pub(super) fn finish(mut self) -> Result<Vec<u8>> {
+        self.0.push(0);
+        let length = i32::try_from(self.0.len()).map_err(|_| Error::corrupt("a document is too large"))?;
+        self.0[..4].copy_from_slice(&length.to_le_bytes());
+        Ok(self.0)
+    }
+}
+
+/// An `_id` without its document: its type and its value.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct OwnedId(Box<[u8]>);
+
+impl OwnedId {
+    pub(super) fn of(id: Element<'_>) -> Self {
+        Self([&[id.kind], id.value].concat().into())
+    }
+
+    pub(super) fn as_element(&self) -> Element<'_> {
+        let (kind, value) = self.0.split_first().map_or((NULL, &[][..]), |(kind, value)| (*kind, value));
+        Element { kind, name: b"_id", value }
+    }
+
+    pub(super) fn to_key(&self) -> Result<super::partition::Key> {
+        let id = self.as_element();
+        super::partition::Key::of_element(&[&[id.kind], b"_id\0".as_slice(), id.value].concat())
+    }
+
+    /// Whether the server takes it for an operator where it stands in a list: a document whose first field begins with `$`.
+    pub(super) fn is_like_operator(&self) -> bool {
+        self.as_element().is_like_operator()
     }
 }
 
@@ -234,7 +337,17 @@ pub(super) fn id_of(document: &RawDocument) -> Result<Element<'_>> {
     Err(Error::corrupt("a document has no _id"))
 }
 
+pub(super) const DOUBLE: u8 = 0x01;
+pub(super) const STRING: u8 = 0x02;
+const BINARY: u8 = 0x05;
+const BOOLEAN: u8 = 0x08;
+pub(super) const INT32: u8 = 0x10;
 const TIMESTAMP: u8 = 0x11;
+pub(super) const INT64: u8 = 0x12;
+pub(super) const DECIMAL: u8 = 0x13;
+pub(super) const SYMBOL: u8 = 0x0e;
+/// The subtype of binary data.
+const UUID: u8 = 0x04;
 
 #[cfg(test)]
 mod tests {

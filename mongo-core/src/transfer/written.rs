@@ -31,7 +31,7 @@ impl WriteTarget {
         for (index, document) in documents.iter().enumerate() {
             let id = raw::id_of(document)?;
             // The server takes such a value in a list for an operator.
-            if id.kind == raw::DOCUMENT && id.value.get(5) == Some(&b'$') {
+            if id.is_like_operator() {
                 let alone = Lookup { bytes: 0, wanted: vec![(index, id)] };
                 self.look_up(alone, documents, &mut written, &mut marred).await?;
                 continue;

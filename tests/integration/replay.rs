@@ -1,0 +1,177 @@
+//! Applying what an oplog tells.
+
+use std::sync::Arc;
+
+use mongo_core::{
+    CancellationToken, Deployment, ErrorKind,
+    bson::{Document, RawDocumentBuf, Timestamp, doc, rawdoc},
+    transfer::{
+        oplog::{Action, Effect, Entry, Operation, Oplog, OplogRead, Transactions},
+        replay::{ApplyPath, Missing, Replay, ReplaySettings, ReplayTarget, ReplayTotals},
+    },
+};
+use mongo_testkit::TestDeployment;
+
+use crate::{
+    support::{data_hash, open, own},
+    workload::Workload,
+};
+
+/// The entries of a deployment from a position on.
+async fn entries(deployment: &Deployment, from: Timestamp) -> Vec<RawDocumentBuf> {
+    let oplog = Oplog::of(deployment).unwrap();
+    let mut scan = oplog.read(from, oplog.newest().await.unwrap());
+    let mut all = Vec::new();
+    loop {
+        match scan.next().await.unwrap() {
+            OplogRead::Entries(batch) => all.extend(batch.documents().unwrap().map(|entry| entry.unwrap().to_owned())),
+            OplogRead::End => return all,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The position of a note, behind which everything is new.
+async fn mark(deployment: &Deployment) -> Timestamp {
+    let note = doc! { "appendOplogNote": 1, "data": { "msg": "a test begins" } };
+    let reply = deployment.database("admin").run_command(note).await.unwrap();
+    let position = reply.get_timestamp("operationTime").unwrap();
+    while Oplog::of(deployment).unwrap().newest().await.unwrap() < position {
+        tokio::task::yield_now().await;
+    }
+    position
+}
+
+struct Replayed {
+    totals: ReplayTotals,
+    missing: Vec<Missing>,
+}
+
+/// Applies the operations on one database to another.
+async fn replay(entries: &[RawDocumentBuf], from: &str, to: (&Deployment, &str), settings: ReplaySettings) -> Replayed {
+    let mut replay = Replay::open(to.0, settings, CancellationToken::new()).await.unwrap();
+    let mut transactions = Transactions::new(1 << 10);
+    for entry in entries {
+        let push = |operation: &Operation<'_>| {
+            let collection = operation.namespace.strip_prefix(&format!("{from}."))?;
+            Some(Arc::new(ReplayTarget::new(format!("{}.{collection}", to.1).parse().unwrap())))
+        };
+        match transactions.take(&Entry::parse(entry).unwrap()).unwrap() {
+            Effect::One(operation) => {
+                if let Some(target) = push(&operation) {
+                    replay.push(&target, &operation).await.unwrap();
+                }
+            }
+            Effect::Many(mut group) => {
+                while let Some(carried) = group.next().unwrap() {
+                    for action in carried.actions().unwrap() {
+                        if let Action::Operation(operation) = action
+                            && let Some(target) = push(&operation)
+                        {
+                            replay.push(&target, &operation).await.unwrap();
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let (totals, missing) = replay.finish().await.unwrap();
+    Replayed { totals, missing }
+}
+
+fn by(path: ApplyPath) -> ReplaySettings {
+    let mut settings = ReplaySettings::default();
+    settings.path = Some(path);
+    settings.batch_operations = 50;
+    settings
+}
+
+async fn make(deployment: &Deployment, database: &str, workload: &Workload) {
+    for collection in workload.collections() {
+        deployment.database(database).create_collection(collection).await.unwrap();
+    }
+}
+
+async fn every_path_agrees(version: &str, paths: &[ApplyPath]) {
+    let server = TestDeployment::replica_set(1).version(version).start().await.unwrap();
+    let source = open(&server).await;
+    for seed in 0..3 {
+        let from = format!("source_{seed}");
+        let mut workload = Workload::new(&source, &from, seed);
+        workload.begin().await;
+        let start = mark(&source).await;
+        workload.run(600).await;
+        mark(&source).await;
+        let entries = entries(&source, start).await;
+        let expected = data_hash(&source, &from).await;
+        assert_eq!(expected.len(), 3);
+        for path in paths {
+            let to = format!("{path:?}_{seed}").to_lowercase();
+            make(&source, &to, &workload).await;
+            let replayed = replay(&entries, &from, (&source, &to), by(*path)).await;
+            assert!(replayed.missing.is_empty() && replayed.totals.operations > 400, "{version} {path:?} {:?}", replayed.totals);
+            assert_eq!(data_hash(&source, &to).await, expected, "{version} {path:?} seed {seed}");
+            // Once more, and from the middle: nothing changes.
+            replay(&entries[entries.len() / 2..], &from, (&source, &to), by(*path)).await;
+            assert_eq!(data_hash(&source, &to).await, expected, "{version} {path:?} seed {seed}, again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_way_to_apply_an_update_gives_the_same_bytes() {
+    every_path_agrees("6.0", &[ApplyPath::ApplyOps, ApplyPath::Pipelines, ApplyPath::Ourselves]).await;
+}
+
+#[tokio::test]
+async fn updates_of_older_servers_are_applied_as_well() {
+    every_path_agrees("5.0", &[ApplyPath::ApplyOps, ApplyPath::Ourselves]).await;
+    every_path_agrees("4.4", &[ApplyPath::Ourselves]).await;
+}
+
+#[tokio::test]
+async fn a_way_that_the_target_does_not_have_is_refused() {
+    let server = TestDeployment::replica_set(1).version("5.0").start().await.unwrap();
+    let target = open(&server).await;
+    let error = Replay::open(&target, by(ApplyPath::Pipelines), CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let chosen = Replay::open(&target, ReplaySettings::default(), CancellationToken::new()).await.unwrap();
+    assert_eq!(chosen.path(), ApplyPath::ApplyOps);
+}
+
+/// Rule 24: an update of a missing document is in order if the document goes, or comes anew, later.
+#[tokio::test]
+async fn an_update_of_a_missing_document_is_noted_until_it_is_deleted_or_inserted() {
+    let (_server, target) = own().await;
+    for path in [ApplyPath::ApplyOps, ApplyPath::Pipelines, ApplyPath::Ourselves] {
+        let name = format!("ledger_{path:?}").to_lowercase();
+        target.database(&name).create_collection("c").await.unwrap();
+        let operation = |op: &str, id: i32| {
+            let (o, o2) = match op {
+                "u" => (rawdoc! { "$v": 2, "diff": { "u": { "a": 1 } } }, rawdoc! { "_id": id }),
+                _ => (rawdoc! { "_id": id, "whole": true }, rawdoc! {}),
+            };
+            rawdoc! { "op": op, "ns": "from.c", "o": o, "o2": o2, "ts": Timestamp { time: 1, increment: 1 } }
+        };
+        let entries = [
+            operation("u", 1),
+            operation("u", 2),
+            operation("u", 3),
+            operation("u", 1),
+            operation("d", 1),
+            operation("i", 2),
+            operation("u", 2),
+        ];
+        let mut settings = by(path);
+        settings.batch_operations = 2;
+        let replayed = replay(&entries, "from", (&target, &name), settings).await;
+        let missing: Vec<String> = replayed.missing.iter().map(|missing| missing.id.to_extended_json()).collect();
+        assert_eq!(missing, [r#"{"$numberInt":"3"}"#], "{path:?}");
+        let left: Vec<Document> = {
+            use futures_util::TryStreamExt as _;
+            target.database(&name).collection("c").find(doc! {}).await.unwrap().try_collect().await.unwrap()
+        };
+        assert_eq!(left, [doc! { "_id": 2, "whole": true, "a": 1 }], "{path:?}: never half a document");
+    }
+}
