@@ -28,6 +28,8 @@ use crate::repository::{
 pub enum AuditAction {
     /// A snapshot was made.
     Backup,
+    /// The oplog was captured.
+    Capture,
     /// A snapshot was restored.
     Restore,
     /// Snapshots were verified.

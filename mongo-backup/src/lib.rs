@@ -3,6 +3,7 @@
 mod archive;
 mod audit;
 mod backup;
+mod capture;
 mod diff;
 mod interchange;
 mod live;
@@ -14,6 +15,7 @@ mod retention;
 #[cfg(feature = "schedule")]
 mod schedule;
 mod setters;
+mod timeline;
 mod verify;
 
 #[doc = include_str!("../docs/format.md")]
@@ -32,6 +34,7 @@ pub use archive::{ArchiveSink, LocalArchive, MemoryArchive, ObjectMeta, ObjectNa
 pub use archive::{FailingArchive, FailureMode, conformance};
 pub use audit::{AuditAction, AuditRecord, AuditSink, MemoryAudit, OperationState, RepositoryAudit};
 pub use backup::{Backup, BackupBuilder, BackupPlan, BackupReport, BackupSettings, ConsistencyDemand, NamespaceReport};
+pub use capture::{Capture, CaptureBuilder, CaptureReport, CaptureSettings, OplogGap};
 pub use diff::{Diff, DiffReport, DocumentChange, DocumentDiff, NamespaceDiff, Presence};
 pub use interchange::{Export, ExportReport, Import, ImportReport};
 pub use live::{LiveDiff, LiveDiffReport};
@@ -49,4 +52,5 @@ pub use restore::{
 pub use retention::{RetentionPolicy, Verdict};
 #[cfg(feature = "schedule")]
 pub use schedule::{MissedRuns, Schedule, Scheduler};
+pub use timeline::RestorePoint;
 pub use verify::{Problem, Verify, VerifyReport};

@@ -29,6 +29,7 @@ mod golden;
 mod interchange;
 mod kill;
 mod object_store;
+mod point_in_time;
 mod prune;
 mod replay;
 mod restore_modes;

@@ -13,7 +13,7 @@ use mongo_core::{
 use mongo_testkit::TestDeployment;
 
 use crate::{
-    support::{data_hash, open, own},
+    support::{data_hash, mark, open, own},
     workload::Workload,
 };
 
@@ -29,17 +29,6 @@ async fn entries(deployment: &Deployment, from: Timestamp) -> Vec<RawDocumentBuf
             other => panic!("{other:?}"),
         }
     }
-}
-
-/// The position of a note, behind which everything is new.
-async fn mark(deployment: &Deployment) -> Timestamp {
-    let note = doc! { "appendOplogNote": 1, "data": { "msg": "a test begins" } };
-    let reply = deployment.database("admin").run_command(note).await.unwrap();
-    let position = reply.get_timestamp("operationTime").unwrap();
-    while Oplog::of(deployment).unwrap().newest().await.unwrap() < position {
-        tokio::task::yield_now().await;
-    }
-    position
 }
 
 struct Replayed {

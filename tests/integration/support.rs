@@ -10,9 +10,10 @@ use std::{
 use futures_util::TryStreamExt as _;
 use mongo_core::{
     ConnectOptions, Deployment,
-    bson::{Document, RawDocumentBuf, doc, rawdoc},
+    bson::{Document, RawDocumentBuf, Timestamp, doc, rawdoc},
     connect,
     mongodb::{Client, Database},
+    transfer::oplog::Oplog,
 };
 use mongo_testkit::TestDeployment;
 use tokio::task::JoinHandle;
@@ -70,6 +71,17 @@ pub(crate) async fn release(followers: Vec<Database>) {
     for admin in followers {
         admin.run_command(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": "off" }).await.unwrap();
     }
+}
+
+/// The position of a note, behind which everything is new.
+pub(crate) async fn mark(deployment: &Deployment) -> Timestamp {
+    let note = doc! { "appendOplogNote": 1, "data": { "msg": "a test begins" } };
+    let reply = deployment.database("admin").run_command(note).await.unwrap();
+    let position = reply.get_timestamp("operationTime").unwrap();
+    while Oplog::of(deployment).unwrap().newest().await.unwrap() < position {
+        tokio::task::yield_now().await;
+    }
+    position
 }
 
 /// Numbered documents in `database.collection`.

@@ -27,9 +27,10 @@ use mongo_core::{
     CancellationToken, Deployment, Error, ErrorKind, Namespace, Result, RetryBudget, Topology,
     bson::{DateTime, Timestamp, doc},
     mongodb::options::SelectionCriteria,
-    progress::{PhaseMeter, ProgressSink, Total},
+    progress::{PhaseMeter, ProgressEvent, ProgressSink, Total},
     transfer::{
         catalog::{Catalog, CollectionEntry, LeftOut, collection_uuids},
+        oplog::{Oplog, ReplicaSetId},
         scan::is_snapshot_lost,
     },
 };
@@ -133,9 +134,8 @@ impl Backup {
             if again.entries == catalog.entries {
                 return Ok((again, at));
             }
-            self.progress.event(&mongo_core::progress::ProgressEvent::Note(
-                "collections or indexes are changing; reading the catalog again".to_owned(),
-            ));
+            self.progress
+                .event(&ProgressEvent::Note("collections or indexes are changing; reading the catalog again".to_owned()));
             catalog = again;
         }
         Err(Error::new(
@@ -144,16 +144,28 @@ impl Backup {
         ))
     }
 
-    /// What a majority has: nothing before it can be rolled back, and everything after it is still to be read.
-    async fn majority_time(&self) -> Result<Timestamp> {
-        let hello = self.deployment.database("admin").run_command(doc! { "hello": 1 }).await?;
-        let time = hello
-            .get_document("lastWrite")
-            .and_then(|write| write.get_document("majorityOpTime"))
-            .and_then(|time| time.get_timestamp("ts"));
-        time.map_err(|error| {
-            Error::new(ErrorKind::Unsupported, "the primary does not tell what a majority has").with_source(error)
-        })
+    /// From where its oplog must be read to know everything that happens from now on; none where there is no oplog, or none that may be read.
+    async fn history(&self) -> Result<Option<History>> {
+        let Ok(oplog) = Oplog::of(&self.deployment) else { return Ok(None) };
+        let read = async {
+            let (set, beginning) = (oplog.replica_set_id().await?, oplog.beginning().await?);
+            oplog.oldest().await.map(|_| History { set, beginning })
+        };
+        match read.await {
+            Ok(history) => Ok(Some(history)),
+            Err(error) if matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unsupported) => {
+                let note = "the snapshot cannot be rolled forward: the oplog may not be read, which the role backup allows";
+                self.note(note.to_owned());
+                tracing::warn!(error = %error.report(), "the oplog may not be read");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn note(&self, note: String) {
+        tracing::warn!("{note}");
+        self.progress.event(&ProgressEvent::Note(note));
     }
 
     /// No collection may have been dropped, renamed or made anew while it was read: a cursor on a name that is gone finds
@@ -243,40 +255,54 @@ impl BackupPlan<'_> {
 
     async fn make_snapshot(self, started: DateTime, session: &Session) -> Result<BackupReport> {
         let Self { backup, catalog, estimates } = self;
-        let resume_point = match backup.deployment.topology() {
-            Topology::Standalone => None,
-            _ => Some(backup.majority_time().await?),
-        };
+        // Before anything else is read: what has begun by then is known to whoever replays the oplog from there.
+        let history = backup.history().await?;
         if backup.deployment.can_read_snapshots() {
             let (catalog, at) = backup.choose_cluster_time(catalog).await?;
-            let attempt = backup.attempt(started, session, &catalog, &estimates, When::At(at)).await;
+            let attempt = backup.attempt(started, session, &catalog, &estimates, When::At(at), history).await;
             match attempt {
                 Err(error) if is_snapshot_lost(&error) && backup.settings.demand == ConsistencyDemand::WherePossible => {
                     let reason = "the server gave up the history of the cluster time before everything was read".to_owned();
-                    tracing::warn!("{reason}");
+                    backup.note(format!("{reason}: reading anew with best effort"));
+                    // Read again behind the resume point, so that a later replay knows every collection or sees it made.
+                    let (catalog, at) = backup.choose_cluster_time(catalog).await?;
                     backup
-                        .progress
-                        .event(&mongo_core::progress::ProgressEvent::Note(format!("{reason}: reading anew with best effort")));
-                    let catalog = backup.read_catalog().await?;
-                    backup.attempt(started, session, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
+                        .attempt(
+                            started,
+                            session,
+                            &catalog,
+                            &estimates,
+                            When::BestEffort { reason, defined_at: Some(at) },
+                            history,
+                        )
+                        .await
                 }
                 other => other,
             }
         } else {
             let reason = no_snapshots(&backup.deployment);
-            // Read again behind the resume point, so that a later replay knows every collection or sees it made.
-            let catalog = backup.read_catalog().await?;
-            backup.attempt(started, session, &catalog, &estimates, When::BestEffort { reason, resume_point }).await
+            let (catalog, defined_at) = match history {
+                Some(_) => backup.choose_cluster_time(catalog).await.map(|(catalog, at)| (catalog, Some(at)))?,
+                None => (backup.read_catalog().await?, None),
+            };
+            backup.attempt(started, session, &catalog, &estimates, When::BestEffort { reason, defined_at }, history).await
         }
     }
+}
+
+/// Where the oplog stood when a backup began.
+#[derive(Clone, Copy, Debug)]
+struct History {
+    set: ReplicaSetId,
+    beginning: Timestamp,
 }
 
 /// The time at which a backup reads.
 enum When {
     /// Everything at one cluster time.
     At(Timestamp),
-    /// Everything as it is when its turn comes. A later replay must begin at the resume point.
-    BestEffort { reason: String, resume_point: Option<Timestamp> },
+    /// Everything as it is when its turn comes. Collections and indexes are those of a time, if there is an oplog.
+    BestEffort { reason: String, defined_at: Option<Timestamp> },
 }
 
 fn no_snapshots(deployment: &Deployment) -> String {
@@ -311,6 +337,7 @@ impl Backup {
         catalog: &Catalog,
         estimates: &BTreeMap<Namespace, (u64, u64)>,
         when: When,
+        history: Option<History>,
     ) -> Result<BackupReport> {
         let at = match &when {
             When::At(at) => Some(*at),
@@ -350,11 +377,16 @@ impl Backup {
             meter.finish();
         }
         self.check_still_there(catalog).await?;
-        let (consistency, resume_point) = match when {
+        let is_at_one_time = at.is_some() && collected.exceptions.is_empty();
+        let read_until = match history {
+            Some(_) if !is_at_one_time => Some(self.operation_time().await?),
+            _ => None,
+        };
+        let (consistency, defined_at) = match when {
             When::At(cluster_time) => {
                 (Consistency::PointInTime { cluster_time, exceptions: collected.exceptions }, Some(cluster_time))
             }
-            When::BestEffort { reason, resume_point } => (Consistency::BestEffort { reason }, resume_point),
+            When::BestEffort { reason, defined_at } => (Consistency::BestEffort { reason }, defined_at),
         };
         let sum = |number: fn(&NamespaceReport) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
         let manifest = SnapshotManifest {
@@ -364,7 +396,10 @@ impl Backup {
             server_version: self.deployment.server_version().to_string(),
             topology: self.deployment.topology().clone(),
             consistency,
-            resume_point,
+            resume_point: history.map(|history| history.beginning),
+            replica_set: history.map(|history| history.set),
+            read_until,
+            defined_at,
             selection: self.settings.selection.clone(),
             left_out: catalog.left_out.clone(),
             namespaces: collected.namespaces.len() as u64,

@@ -17,6 +17,7 @@ impl Magic {
     pub(crate) const INDEX: Self = Self(*b"MBIX");
     pub(crate) const KEY: Self = Self(*b"MBKY");
     pub(crate) const SNAPSHOT: Self = Self(*b"MBSN");
+    pub(crate) const SLICE: Self = Self(*b"MBSL");
     /// What backups and prunes leave for each other.
     pub(crate) const MARK: Self = Self(*b"MBMK");
     /// What lies where a snapshot would be whose backup was taken for dead.

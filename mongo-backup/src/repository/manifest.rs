@@ -10,7 +10,10 @@ use std::{
 use mongo_core::{
     Error, Namespace, NamespaceSelection, Result, Topology,
     bson::{DateTime, RawArrayBuf, RawDocument, RawDocumentBuf, Timestamp, cstr, rawdoc},
-    transfer::catalog::{CollectionEntry, CollectionKind, LeftOut},
+    transfer::{
+        catalog::{CollectionEntry, CollectionKind, LeftOut},
+        oplog::ReplicaSetId,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +144,16 @@ pub struct SnapshotManifest {
     pub consistency: Consistency,
     /// The cluster time from which a later backup or an oplog replay must go on; none for a standalone.
     pub resume_point: Option<Timestamp>,
+    /// The replica set that was read, if it could be told; without it the snapshot cannot be rolled forward.
+    #[serde(default)]
+    pub replica_set: Option<ReplicaSetId>,
+    /// When the last document was read of what was not read at one cluster time: replaying the oplog from the resume point gives one state from then
+    /// on. None if everything was read at one time.
+    #[serde(default)]
+    pub read_until: Option<Timestamp>,
+    /// When collections and indexes were as the snapshot defines them, by the oplog.
+    #[serde(default)]
+    pub defined_at: Option<Timestamp>,
     /// What was asked for.
     pub selection: NamespaceSelection,
     /// What the selection covered but the snapshot does not hold, and why.
@@ -169,6 +182,23 @@ pub struct SnapshotManifest {
 }
 
 impl SnapshotManifest {
+    /// From when on a replay of the oplog makes one consistent state of what the snapshot holds. None for a standalone.
+    pub fn consistent_from(&self) -> Option<Timestamp> {
+        let at = match &self.consistency {
+            Consistency::PointInTime { cluster_time, .. } => Some(*cluster_time),
+            Consistency::BestEffort { .. } => None,
+        };
+        self.read_until.max(at)
+    }
+
+    /// Up to where everything is in the snapshot for certain.
+    pub(crate) fn reflected(&self) -> Option<Timestamp> {
+        match &self.consistency {
+            Consistency::PointInTime { cluster_time, .. } => Some(*cluster_time),
+            Consistency::BestEffort { .. } => self.resume_point,
+        }
+    }
+
     /// How long the backup took, by the wall clock.
     pub fn duration(&self) -> Duration {
         let millis = self.finished.timestamp_millis().saturating_sub(self.started.timestamp_millis());
@@ -332,6 +362,9 @@ mod tests {
                 topology: Topology::ReplicaSet("rs \u{e9}".to_owned()),
                 consistency,
                 resume_point: resume_point.map(|(time, increment)| Timestamp { time, increment }),
+                replica_set: resume_point.map(|_| "00112233445566778899aabbccddeeff".parse().unwrap()),
+                read_until: resume_point.map(|(time, increment)| Timestamp { time, increment }),
+                defined_at: resume_point.map(|(time, increment)| Timestamp { time, increment }),
                 selection: NamespaceSelection::all().including("shop.*").unwrap().excluding("*.tmp").unwrap(),
                 left_out: vec![LeftOut::new("local.*", "belongs to the server itself")],
                 namespaces: counts.0,

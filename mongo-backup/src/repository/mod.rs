@@ -19,6 +19,7 @@ mod opening;
 pub(crate) mod pack;
 pub(crate) mod reader;
 pub(crate) mod segment;
+pub(crate) mod slice;
 pub(crate) mod store;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -356,6 +357,10 @@ pub mod fuzzing {
 
     pub fn metadata(text: &str) {
         crate::interchange::fuzzing::metadata(text);
+    }
+
+    pub fn slice(bytes: &[u8]) {
+        slice::fuzz(bytes);
     }
 
     pub fn mark(bytes: &[u8]) {

@@ -28,6 +28,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     DropExisting, Restore, RestoreItem,
     plan::Place,
+    replay::Replayed,
     tally::{Reached, Tally},
 };
 use crate::repository::manifest::SnapshotId;
@@ -38,6 +39,7 @@ pub(super) struct Checkpoint {
     store: Arc<dyn StateStore>,
     beginning: StateName,
     reached: StateName,
+    replayed: StateName,
 }
 
 /// What a restore has begun.
@@ -75,6 +77,16 @@ pub(super) struct Begun {
 pub(super) struct Resumed {
     pub(super) begun: Begun,
     pub(super) reached: Reached,
+    /// How far the oplog was applied; none if that had not begun.
+    pub(super) replayed: Option<Replayed>,
+}
+
+/// How far the oplog was applied, of the restore that began at this time.
+#[derive(Serialize, Deserialize)]
+struct StoredReplayed {
+    of: DateTime,
+    at: DateTime,
+    replayed: Replayed,
 }
 
 impl Restore {
@@ -92,6 +104,9 @@ impl Restore {
             // Which documents it takes only the caller knows.
             "filter": self.choice.filter.is_some(),
         };
+        if let Some(point) = settings.at {
+            identity.insert("at", point.to_string());
+        }
         if let Some(ids) = &self.choice.ids {
             identity.insert("ids", ids.to_binary());
         }
@@ -100,6 +115,7 @@ impl Restore {
             store: Arc::clone(store),
             beginning: format!("restore-{name}").parse()?,
             reached: format!("restore-{name}.reached").parse()?,
+            replayed: format!("restore-{name}.replayed").parse()?,
         }))
     }
 
@@ -115,7 +131,10 @@ impl Restore {
         let resumed = match beginning.collections {
             Some(collections) => {
                 let begun = Begun { at: beginning.at, collections: collections.bytes };
-                let (saved, reached) = checkpoint.load_reached(&begun).await?;
+                let (mut saved, reached) = checkpoint.load_reached(&begun).await?;
+                let replayed = checkpoint.load::<StoredReplayed>(&checkpoint.replayed).await?;
+                let replayed = replayed.filter(|replayed| replayed.of == begun.at);
+                saved = replayed.as_ref().map_or(saved, |replayed| replayed.at.max(saved));
                 if self.uuids(items).await? != begun.collections {
                     self.note("the target is no longer what the interrupted restore has left: this one begins anew".to_owned());
                     return Ok(None);
@@ -124,7 +143,7 @@ impl Restore {
                     self.note("the interrupted restore is too long ago to go on with it: this one begins anew".to_owned());
                     return Ok(None);
                 }
-                Some(Resumed { begun, reached })
+                Some(Resumed { begun, reached, replayed: replayed.map(|replayed| replayed.replayed) })
             }
             None => None,
         };
@@ -153,8 +172,12 @@ impl Restore {
 
     /// What was reached, as far as that is to be relied on; says so.
     pub(super) async fn trusted(&self, resumed: Option<&Resumed>, order: &[(i64, &RestoreItem)]) -> Result<Reached> {
-        let Some(Resumed { begun, reached }) = resumed else { return Ok(Reached::default()) };
+        let Some(Resumed { begun, reached, replayed }) = resumed else { return Ok(Reached::default()) };
         let goes_on = format!("goes on with the restore of {}", begun.at.try_to_rfc3339_string().unwrap_or_default());
+        if replayed.is_some() {
+            self.note(format!("{goes_on}, which was interrupted while it applied the oplog"));
+            return Ok(reached.clone());
+        }
         // What is merged may have been changed by its owners since; and of chosen documents it is not known how many there should be.
         if order.iter().any(|(_, item)| self.merges(item)) || !self.choice.is_everything() {
             self.note(format!("{goes_on}, which was interrupted: every document is looked at again"));
@@ -299,13 +322,20 @@ impl Checkpoint {
         let beginning = Beginning { version: VERSION, at: DateTime::now(), makes: binary(makes), collections: None };
         self.store.save(&self.beginning, bson::serialize_to_vec(&beginning)?).await?;
         self.store.remove(&self.reached).await?;
+        self.store.remove(&self.replayed).await?;
         Ok(beginning)
     }
 
     /// Removes it: the restore is complete.
     pub(super) async fn remove(&self) -> Result<()> {
         self.store.remove(&self.beginning).await?;
+        self.store.remove(&self.replayed).await?;
         self.store.remove(&self.reached).await
+    }
+
+    pub(super) async fn save_replayed(&self, begun: &Begun, replayed: &Replayed) -> Result<()> {
+        let stored = StoredReplayed { of: begun.at, at: DateTime::now(), replayed: replayed.clone() };
+        self.store.save(&self.replayed, bson::serialize_to_vec(&stored)?).await
     }
 
     async fn load_beginning(&self, namespaces: usize) -> Result<Option<Beginning>> {

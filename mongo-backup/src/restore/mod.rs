@@ -5,6 +5,7 @@ mod documents;
 mod ids;
 mod mirror;
 mod plan;
+mod replay;
 mod report;
 mod run;
 mod settings;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mongo_core::{
     Error, ErrorKind, Namespace, NamespaceSelection, Result, Topology,
-    bson::DateTime,
+    bson::{DateTime, Timestamp},
     transfer::catalog::{Catalog, CollectionEntry, CollectionKind},
 };
 use serde::Serialize;
@@ -12,10 +12,14 @@ use serde::Serialize;
 use super::{
     DropExisting, Restore, RestoreMode,
     checkpoint::{Checkpoint, Resumed},
+    replay::Journey,
     report::UsersAndRoles,
     users::is_authorization,
 };
-use crate::repository::manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace};
+use crate::{
+    repository::manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
+    timeline::{Ended, Timeline},
+};
 
 impl Restore {
     /// Finds out what there is to do. Writes nothing: a dry run is a plan that is not executed.
@@ -29,19 +33,26 @@ impl Restore {
         if *self.target.topology() == Topology::Sharded {
             return Err(Error::new(ErrorKind::Unsupported, "a restore into a sharded cluster is not possible yet"));
         }
-        let manifest = self.repository.snapshot(&self.snapshot).await?;
+        let (manifest, timeline) = self.find_snapshot().await?;
         // Another process may have written the snapshot since the repository was opened.
         self.repository.reload_index().await?;
         let all = self.repository.namespaces(&manifest).await?;
-        let names = all.iter().map(SnapshotNamespace::namespace);
+        let (authorization, all): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|namespace| is_authorization(namespace.namespace()));
+        let (journey, ended) = match timeline {
+            Some(timeline) => {
+                Journey::explore(self, timeline, &manifest, all).await.map(|(journey, ended)| (Some(journey), ended))?
+            }
+            None => (None, all.into_iter().map(Ended::as_in_snapshot).collect()),
+        };
+        let all = authorization.iter().chain(ended.iter().map(|ended| &ended.namespace));
+        let names = all.map(SnapshotNamespace::namespace);
         let unmatched = [self.settings.selection.unmatched(names.clone()), self.settings.renames.unmatched(names)].concat();
         if let [first, ..] = unmatched.as_slice() {
             return Err(Error::new(ErrorKind::NotFound, "nothing in the snapshot matches the pattern: check its spelling")
                 .with_context("pattern", first)
                 .with_context("snapshot", &manifest.id));
         }
-        let (authorization, all): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|namespace| is_authorization(namespace.namespace()));
         let authorization: Vec<SnapshotNamespace> =
             authorization.into_iter().filter(|namespace| self.settings.selection.selects(namespace.namespace())).collect();
         if self.settings.users_and_roles && authorization.is_empty() {
@@ -50,7 +61,15 @@ impl Restore {
         }
         let mut items = Vec::new();
         let mut targets: BTreeMap<Namespace, Namespace> = BTreeMap::new();
-        for source in all.iter().filter(|source| self.settings.selection.selects(source.namespace())) {
+        for ended in ended.iter().filter(|ended| self.settings.selection.selects(ended.namespace.namespace())) {
+            let source = &ended.namespace;
+            if ended.is_foreign {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "a collection was renamed into the selection from outside what the snapshot holds: leave it out, or restore from a later snapshot",
+                )
+                .with_context("namespace", source.namespace()));
+            }
             let target = self.settings.renames.apply(source.namespace())?;
             if let Some(other) = targets.insert(target.clone(), source.namespace().clone()) {
                 return Err(Error::new(
@@ -61,7 +80,8 @@ impl Restore {
                 .with_context("second", source.namespace())
                 .with_context("name", target));
             }
-            items.push(RestoreItem { source: source.clone(), target, place: Place::Free, view_on: None });
+            let source = source.clone();
+            items.push(RestoreItem { source, target, place: Place::Free, view_on: None, followed: ended.number });
         }
         if self.choice.ids.is_some()
             && (items.len() != 1 || items.iter().any(|item| item.source.kind() != CollectionKind::Collection))
@@ -71,7 +91,20 @@ impl Restore {
         self.rename_view_sources(&mut items)?;
         let checkpoint = self.checkpoint(&manifest.id)?;
         let resumed = self.find_existing(&mut items, &targets, checkpoint.as_ref()).await?;
-        Ok(RestorePlan { restore: self, manifest, items, authorization, checkpoint, resumed })
+        Ok(RestorePlan { restore: self, manifest, journey, items, authorization, checkpoint, resumed })
+    }
+
+    /// The snapshot, and the way from there to what is to be restored, if that is not the snapshot itself.
+    async fn find_snapshot(&self) -> Result<(SnapshotManifest, Option<Timeline>)> {
+        if let Some(point) = self.settings.at {
+            return Timeline::find(&self.repository, &self.snapshot, point).await;
+        }
+        let manifest = self.repository.snapshot(&self.snapshot).await?;
+        // What was read over a while is made one state, where that is possible.
+        let was_read_over_a_while = matches!(manifest.consistency, Consistency::BestEffort { .. });
+        let settles = was_read_over_a_while && self.settings.mode == RestoreMode::Create && self.choice.filter.is_none();
+        let timeline = if settles { Timeline::settling(&self.repository, &manifest).await? } else { None };
+        Ok((manifest, timeline))
     }
 
     /// A view that is restored together with its collection follows it to its new name.
@@ -166,6 +199,7 @@ impl Restore {
 pub struct RestorePlan<'a> {
     pub(super) restore: &'a Restore,
     pub(super) manifest: SnapshotManifest,
+    pub(super) journey: Option<Journey>,
     pub(super) items: Vec<RestoreItem>,
     pub(super) authorization: Vec<SnapshotNamespace>,
     pub(super) checkpoint: Option<Checkpoint>,
@@ -180,6 +214,8 @@ pub struct RestoreItem {
     pub(super) place: Place,
     /// The new name of what a view is on, where that is renamed.
     pub(super) view_on: Option<String>,
+    /// The number under which it is followed through the oplog.
+    pub(super) followed: Option<usize>,
 }
 
 /// What stands in the target under the name of an item.
@@ -262,6 +298,7 @@ impl RestorePlan<'_> {
         RestoreSummary {
             snapshot: self.manifest.id.clone(),
             consistency: self.manifest.consistency.clone(),
+            point: self.journey.as_ref().map(|journey| journey.reached),
             namespaces: self
                 .items
                 .iter()
@@ -297,6 +334,8 @@ pub struct RestoreSummary {
     pub snapshot: SnapshotId,
     /// How its documents relate in time.
     pub consistency: Consistency,
+    /// The position of the last operation that is restored, if the snapshot is rolled forward.
+    pub point: Option<Timestamp>,
     /// What happens to each namespace.
     pub namespaces: Vec<PlannedNamespace>,
     /// What happens to users and roles.

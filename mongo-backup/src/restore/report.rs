@@ -1,6 +1,6 @@
 //! What a restore tells when it has ended.
 
-use mongo_core::Namespace;
+use mongo_core::{Namespace, bson::Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::repository::manifest::{Consistency, SnapshotId};
@@ -13,6 +13,10 @@ pub struct RestoreReport {
     pub snapshot: SnapshotId,
     /// How its documents relate in time.
     pub consistency: Consistency,
+    /// The position of the last operation that was restored, if the snapshot was rolled forward.
+    pub point: Option<Timestamp>,
+    /// Operations of the oplog that were applied.
+    pub replayed: u64,
     /// Namespaces restored.
     pub namespaces: u64,
     /// Documents that the target now holds as the snapshot has them.

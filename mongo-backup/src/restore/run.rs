@@ -57,7 +57,7 @@ impl RestorePlan<'_> {
 
     async fn execute_unrecorded(self) -> Result<RestoreReport> {
         let clock = SystemClock::new();
-        let Self { restore, manifest, items, authorization, checkpoint, resumed } = &self;
+        let Self { restore, manifest, journey, items, authorization, checkpoint, resumed } = &self;
         restore.repository.still_there(&manifest.id).await?;
         // A prune may have moved what the snapshot needs since the plan was made.
         restore.repository.reload_index().await?;
@@ -80,8 +80,11 @@ impl RestorePlan<'_> {
             restore.notes_places().then(|| Arc::clone(&pending)),
             Resuming { was_begun: resumed.is_some(), is_kept: checkpoint.is_some() },
         );
+        let replayed = resumed.as_ref().and_then(|resumed| resumed.replayed.clone());
         let writing = Box::pin(async {
-            for wave in &waves {
+            // Once the oplog is being applied, the documents are no longer those of the snapshot.
+            let waves = if replayed.is_none() { &waves[..] } else { &[] };
+            for wave in waves {
                 restore.write_documents(wave, &shared, reached.position).await?;
             }
             Ok(())
@@ -91,6 +94,13 @@ impl RestorePlan<'_> {
         if let Ok(meter) = Arc::try_unwrap(meter) {
             meter.finish();
         }
+        let operations = match journey {
+            Some(journey) => {
+                let checkpoint = checkpoint.as_ref().zip(begun.as_ref());
+                Box::pin(restore.roll_forward(journey, items, checkpoint, replayed)).await?
+            }
+            None => 0,
+        };
         restore.make_views(items, &tally).await?;
         if restore.settings.users_and_roles {
             restore.merge_users_and_roles(authorization).await?;
@@ -114,6 +124,8 @@ impl RestorePlan<'_> {
         Ok(RestoreReport {
             snapshot: manifest.id.clone(),
             consistency: manifest.consistency.clone(),
+            point: journey.as_ref().map(|journey| journey.reached),
+            replayed: operations,
             namespaces: items.len() as u64,
             documents: unsigned(tally.reached.documents),
             bytes: unsigned(tally.reached.bytes),

@@ -8,6 +8,7 @@ use mongo_core::{
     mongodb::options::WriteConcern,
     progress::{NoProgress, ProgressSink},
     state::StateStore,
+    transfer::replay::ReplaySettings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,7 @@ use crate::{
     metrics::RestoreMetrics,
     repository::{Repository, SnapshotChoice},
     setters::{conduct_setters, pattern_setters},
+    timeline::RestorePoint,
 };
 
 /// What to do with a collection that the target has already.
@@ -58,6 +60,10 @@ pub struct RestoreSettings {
     pub parallel_writes: NonZeroUsize,
     /// How often it is saved how far the restore is, where [checkpoints](RestoreBuilder::checkpoints) are kept. Default 1 s.
     pub checkpoint_every: Duration,
+    /// The point in time that is restored; none for the snapshot as it is. Default none.
+    pub at: Option<RestorePoint>,
+    /// How the oplog is applied.
+    pub replay: ReplaySettings,
     /// How many documents that the target refused are listed in the report, each with its `_id`. All are counted. Default 100.
     pub list_refused: usize,
 }
@@ -72,6 +78,8 @@ impl Default for RestoreSettings {
             users_and_roles: false,
             parallel_writes: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             checkpoint_every: super::checkpoint::EVERY,
+            at: None,
+            replay: ReplaySettings::default(),
             list_refused: 100,
         }
     }
@@ -147,6 +155,18 @@ impl RestoreBuilder {
     /// Restores what matches `from` under the name `to`, as `shop.*` under `shop_copy.*`; the first rule that matches decides.
     pub fn rename(mut self, from: &str, to: &str) -> Self {
         self.renames = self.renames.and_then(|renames| renames.renaming(from, to));
+        self
+    }
+
+    /// Restores everything as it was at a point in time: from a snapshot, which is rolled forward with the oplog that a [`Capture`](crate::Capture)
+    /// has stored. Unless one is named, the newest snapshot that can be is taken.
+    ///
+    /// What is restored are the collections that existed then, under the names and with the definitions that they had then. The selection and the
+    /// renames mean these names. Users and roles are those of the snapshot.
+    ///
+    /// [`RestoreBuilder::filter`] and modes that merge go with a snapshot as it is only.
+    pub fn at(mut self, point: RestorePoint) -> Self {
+        self.settings.at = Some(point);
         self
     }
 
@@ -233,6 +253,11 @@ impl RestoreBuilder {
         if self.settings.mode == RestoreMode::Mirror && !self.choice.is_everything() {
             return Err(Error::invalid(
                 "mirroring deletes what is not restored, so it restores whole collections: leave the choice of documents out",
+            ));
+        }
+        if self.settings.at.is_some() && (self.choice.filter.is_some() || self.settings.mode != RestoreMode::Create) {
+            return Err(Error::invalid(
+                "a point in time is restored into new collections and without a filter: restore it under another name and merge from there",
             ));
         }
         if matches!(self.write_concern.w, Some(mongo_core::mongodb::options::Acknowledgment::Nodes(0))) {

@@ -29,4 +29,4 @@ pub mod written;
 
 mod raw;
 
-pub use raw::{check_structure, leading_id};
+pub use raw::{check_structure, leading_id, without};

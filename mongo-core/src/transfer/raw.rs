@@ -32,7 +32,10 @@ pub(super) async fn list(
 }
 
 /// A copy of `source` without the fields in `dropped`.
-pub(super) fn without(source: &RawDocument, dropped: &[&str]) -> Result<RawDocumentBuf> {
+///
+/// # Errors
+/// `CorruptData` for a document that is malformed.
+pub fn without(source: &RawDocument, dropped: &[&str]) -> Result<RawDocumentBuf> {
     let mut copy = RawDocumentBuf::new();
     for field in source {
         let (name, value) = field?;

@@ -3,8 +3,8 @@
 //! Only what a majority holds is read, so nothing that was read can be rolled back. Every reading begins with an entry that is known
 //! already: if it is still there, no entry between it and the next is missing.
 //!
-//! Privileges: `find` on `local.oplog.rs` and `local.system.replset`, and on `config.transactions`; the built-in role `backup` has
-//! them.
+//! Privileges: `find` on `local.oplog.rs` and on `config.transactions`, and `listCollections` on `admin`; the built-in role `backup`
+//! has them.
 
 mod entry;
 mod transactions;
@@ -13,7 +13,7 @@ use std::fmt;
 
 use futures_util::StreamExt as _;
 use mongodb::{
-    bson::{Document, RawDocument, RawDocumentBuf, Timestamp, cstr, doc, oid::ObjectId, rawdoc},
+    bson::{Document, RawDocument, RawDocumentBuf, Timestamp, cstr, doc, rawdoc},
     options::ReadConcern,
     raw_batch_cursor::{RawBatch, RawBatchCursor},
 };
@@ -23,7 +23,7 @@ pub use self::{
     entry::{Action, Command, Entry, Operation, OperationKind},
     transactions::{Carried, Effect, Group, Transactions},
 };
-use super::{majority::majority_time, raw};
+use super::{catalog::collection_uuids, majority::majority_time, raw};
 use crate::{
     connect::{Deployment, Topology},
     error::{Error, ErrorKind, Result},
@@ -39,14 +39,30 @@ pub struct Oplog {
     cancel: CancellationToken,
 }
 
-/// Which replica set an oplog belongs to: the id that it was given when it was initiated, which no two share.
+/// Which replica set an oplog belongs to: the UUID of its `admin.system.version`, which is made with the set and which all members have.
+///
+/// (The set's own id, in its configuration, may not be read by the role `backup`.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct ReplicaSetId(ObjectId);
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(try_from = "String", into = "String"))]
+pub struct ReplicaSetId([u8; 16]);
 
 impl fmt::Display for ReplicaSetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.to_hex())
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl TryFrom<String> for ReplicaSetId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<ReplicaSetId> for String {
+    fn from(id: ReplicaSetId) -> Self {
+        id.to_string()
     }
 }
 
@@ -54,8 +70,16 @@ impl std::str::FromStr for ReplicaSetId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let id = ObjectId::parse_str(text);
-        id.map(Self).map_err(|_| Error::invalid("the id of a replica set has 24 hexadecimal digits").with_context("got", text))
+        let wrong =
+            || Error::invalid("the id of a replica set has 32 hexadecimal digits").with_context("got", text.escape_debug());
+        let mut id = [0; 16];
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
+            return Err(wrong());
+        }
+        for (position, byte) in id.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[position * 2..position * 2 + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(id))
     }
 }
 
@@ -90,11 +114,12 @@ impl Oplog {
     /// Which replica set this is.
     ///
     /// # Errors
-    /// `Unauthorized` without `find` on `local.system.replset`, or the server's own.
+    /// `Unauthorized` without `listCollections` on `admin`, or the server's own.
     pub async fn replica_set_id(&self) -> Result<ReplicaSetId> {
-        let config = self.find_one("system.replset", doc! {}, doc! {}).await?;
-        let id = config.as_ref().and_then(|config| config.get_document("settings").ok()?.get_object_id("replicaSetId").ok());
-        id.map(ReplicaSetId).ok_or_else(|| Error::new(ErrorKind::Unsupported, "the replica set has no id"))
+        let uuids =
+            retry(&self.retry, &self.retry_budget, &self.cancel, |_| collection_uuids(&self.deployment, "admin", None)).await?;
+        let id = uuids.get("system.version").copied().map(ReplicaSetId);
+        id.ok_or_else(|| Error::new(ErrorKind::Unsupported, "the replica set has no admin.system.version to be known by"))
     }
 
     /// The position of the newest entry that a majority holds. Nothing up to it can be rolled back.
@@ -245,7 +270,7 @@ impl OplogScan {
         }
     }
 
-    async fn lost(&self) -> Result<OplogRead> {
+    async fn lost(&mut self) -> Result<OplogRead> {
         Ok(OplogRead::Lost { oldest: self.oplog.oldest().await? })
     }
 

@@ -21,10 +21,11 @@ mod update;
 
 use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc};
 
+use mongodb::bson::{RawDocument, RawDocumentBuf};
 use tokio_util::sync::CancellationToken;
 
 pub use self::apply::ApplyPath;
-use self::{apply::Applier, batch::Change, lane::Lane};
+use self::{apply::Applier, batch::Change, lane::Lane, update::Update};
 use super::{
     majority::PendingMajority,
     oplog::{Operation, OperationKind},
@@ -101,6 +102,13 @@ pub struct Missing {
     pub namespace: Namespace,
     /// Its `_id`.
     pub id: Key,
+}
+
+impl Missing {
+    /// A document that is missing.
+    pub fn new(namespace: Namespace, id: Key) -> Self {
+        Self { namespace, id }
+    }
 }
 
 impl Replay {
@@ -213,6 +221,14 @@ impl Replay {
         }
         Ok((self.totals(), self.missing()))
     }
+}
+
+/// The document that an update of the oplog, its `o`, makes of another.
+///
+/// # Errors
+/// `Unsupported` for an update of a form that is not known here, `CorruptData` for one that is malformed.
+pub fn apply_update(before: &RawDocument, update: &RawDocument) -> Result<RawDocumentBuf> {
+    Update::parse(update)?.apply(before)
 }
 
 /// What a replay did.
