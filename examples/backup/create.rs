@@ -20,7 +20,7 @@ pub(crate) struct Create {
     /// Leave out the namespaces that match
     #[arg(long = "exclude-ns", value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// Read everything, whatever is known from earlier snapshots (today every backup does)
+    /// Read everything, though the oplog tells what has changed since the newest snapshot
     #[arg(long)]
     full_scan: bool,
     /// zstd's compression level, -7 to 22
@@ -50,6 +50,9 @@ impl Create {
         }
         for pattern in &self.exclude {
             builder = builder.exclude(pattern);
+        }
+        if self.full_scan {
+            builder = builder.full_scan();
         }
         if let Some(source) = &self.source {
             builder = builder.source(source);
@@ -94,6 +97,11 @@ pub(crate) fn print_backup(report: &BackupReport) {
     println!("snapshot     {}", report.id);
     println!("consistency  {}", report.consistency);
     println!("documents    {} in {} namespaces, {}", report.documents, report.namespaces.len(), human_bytes(report.bytes));
+    match (&report.parent, &report.full_scan) {
+        (Some(parent), _) => println!("read         {} documents; the rest as in {parent}", report.documents_read),
+        (None, Some(reason)) => println!("read         everything: {reason}"),
+        (None, None) => {}
+    }
     println!(
         "stored       {} in {} new segments; {} were there already",
         human_bytes(report.stored_bytes),

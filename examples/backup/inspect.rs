@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 use mongo_backup::SnapshotManifest;
-use mongo_core::Result;
+use mongo_core::{
+    Result,
+    bson::{DateTime, Timestamp},
+};
 use mongo_examples::{Access, human_bytes, print_json};
 use serde::Serialize;
 
@@ -22,18 +25,27 @@ pub(crate) struct Chosen {
 pub(crate) async fn list(place: &Place, json: bool) -> Result<ExitCode> {
     let repository = place.open(Access::Existing).await?;
     let list = repository.snapshots().await?;
+    let mut listed = Vec::new();
+    for manifest in list.snapshots {
+        let reaches_until = repository.reach(&manifest).await?;
+        listed.push(Listed { manifest, reaches_until });
+    }
     if json {
-        print_json(&list.snapshots)?;
-    } else if list.snapshots.is_empty() {
+        print_json(&listed)?;
+    } else if listed.is_empty() {
         println!("no snapshots");
     } else {
-        for snapshot in &list.snapshots {
+        for Listed { manifest, reaches_until } in &listed {
+            let reach = reaches_until.map_or_else(String::new, |at| {
+                let second = DateTime::from_millis(i64::from(at.time) * 1000).try_to_rfc3339_string().unwrap_or_default();
+                format!("; any second up to {second} ({}:{})", at.time, at.increment)
+            });
             println!(
-                "{}  {:>12} documents  {:>12}  {}",
-                snapshot.id,
-                snapshot.documents,
-                human_bytes(snapshot.bytes),
-                snapshot.consistency
+                "{}  {:>12} documents  {:>12}  {}{reach}",
+                manifest.id,
+                manifest.documents,
+                human_bytes(manifest.bytes),
+                manifest.consistency
             );
         }
     }
@@ -48,6 +60,14 @@ pub(crate) async fn list(place: &Place, json: bool) -> Result<ExitCode> {
         eprintln!("error: {name}: {}", error.report());
     }
     Ok(if list.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    manifest: SnapshotManifest,
+    /// Up to when it can be rolled forward.
+    reaches_until: Option<Timestamp>,
 }
 
 #[derive(Serialize)]

@@ -1,4 +1,4 @@
-//! A small backup tool: create, list, show, compare, verify, restore and prune snapshots.
+//! A small backup tool: create, list, show, compare, verify, restore and prune snapshots, and capture what happens between them.
 //!
 //! With no arguments it shows itself off on a MongoDB of its own.
 
@@ -13,6 +13,7 @@ mod prune;
 mod restore;
 mod show_off;
 mod verify;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,8 @@ enum Command {
     Diff(diff::Comparison),
     /// Bring a snapshot back
     Restore(restore::Restoration),
+    /// Capture the oplog until interrupted, so that any second can be restored
+    Watch(watch::Watching),
     /// Remove snapshots that are not to be kept, and free their space
     Prune(prune::Pruning),
     /// Write a snapshot as mongodump would have
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
             Some(Command::Verify(verification)) => verify::verify(&verification, json).await,
             Some(Command::Diff(comparison)) => comparison.run(json).await,
             Some(Command::Restore(restoration)) => restoration.run(uri, json).await,
+            Some(Command::Watch(watching)) => watching.run(uri, json).await,
             Some(Command::Prune(pruning)) => pruning.run(json).await,
             Some(Command::Export(exporting)) => exporting.run(json).await,
             Some(Command::Import(importing)) => importing.run(json).await,

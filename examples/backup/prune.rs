@@ -46,6 +46,9 @@ pub(crate) struct Pruning {
     /// Write so many bytes of packs anew at most
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 30)]
     max_repack: u64,
+    /// Remove slices of the oplog that are older, though older snapshots could be rolled forward with them
+    #[arg(long, value_name = "DAYS")]
+    max_oplog_age: Option<f64>,
     /// Take a backup for dead that has given no sign of life for so long
     #[arg(long, value_name = "HOURS", default_value_t = 24.0)]
     abandoned_after: f64,
@@ -68,12 +71,15 @@ impl Pruning {
             max_age: self.max_age.map(|days| hours("--max-age", days * 24.0)).transpose()?,
         };
         let repository = self.place.open(Access::Existing).await?;
-        let prune = Prune::new(&repository, policy)
+        let mut prune = Prune::new(&repository, policy)
             .max_unused(self.max_unused)
             .max_repack_bytes(self.max_repack)
             .abandoned_after(hours("--abandoned-after", self.abandoned_after)?)
             .progress(terminal_progress())
             .cancellation(cancel_on_interrupt());
+        if let Some(days) = self.max_oplog_age {
+            prune = prune.max_oplog_age(hours("--max-oplog-age", days * 24.0)?);
+        }
         let plan = prune.plan().await?;
         if self.dry_run {
             if json {
@@ -107,6 +113,7 @@ fn print_plan(summary: &PruneSummary) {
         }
     }
     println!("would free   {} in {} packs", human_bytes(summary.unused_bytes), summary.unused_packs);
+    println!("would remove {} slices of the oplog, {}", summary.oplog_slices, human_bytes(summary.oplog_bytes));
     println!("would repack {} in {} packs", human_bytes(summary.repacked_bytes), summary.repacked_packs);
 }
 
@@ -115,9 +122,10 @@ fn print_report(report: &PruneReport) {
         println!("removed      {removed}");
     }
     println!(
-        "freed        {} in {} packs; {} packs written anew",
+        "freed        {} in {} packs and {} slices of the oplog; {} packs written anew",
         human_bytes(report.freed_bytes),
         report.deleted_packs,
+        report.removed_slices,
         report.repacked_packs
     );
     if report.postponed_packs > 0 {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, ValueEnum};
-use mongo_backup::{IdRange, Restore, RestoreMode, SnapshotChoice};
+use mongo_backup::{IdRange, Restore, RestoreMode, RestorePoint, SnapshotChoice};
 use mongo_core::{
     Deployment, Error, ErrorKind, Result,
     bson::Bson,
@@ -17,7 +17,11 @@ use crate::{inspect::Chosen, place::deployment};
 pub(crate) struct Restoration {
     #[command(flatten)]
     chosen: Chosen,
-    /// Restore the namespaces that match, by their names in the snapshot
+    /// Restore everything as it was at the end of a second, as 2026-02-28T14:03:26Z or in seconds since 1970, or right behind an operation of the
+    /// oplog, as SECONDS:NUMBER; takes the newest snapshot that can be rolled forward to there, unless --snapshot names one
+    #[arg(long, value_name = "RFC3339|SECS[:ORD]")]
+    at: Option<RestorePoint>,
+    /// Restore the namespaces that match, by their names in the snapshot, or with --at by their names then
     #[arg(long = "ns", value_name = "PATTERN")]
     namespaces: Vec<String>,
     /// Leave out the namespaces that match
@@ -101,6 +105,9 @@ impl Restoration {
             let value = |text: &String| id_value(text);
             builder = builder.ids(IdRange::between(from.map(value), to.map(value))?);
         }
+        if let Some(point) = self.at {
+            builder = builder.at(point);
+        }
         if self.users {
             builder = builder.users_and_roles();
         }
@@ -121,6 +128,9 @@ impl Restoration {
                 print_json(&summary)?;
             } else {
                 println!("snapshot     {} ({})", summary.snapshot, summary.consistency);
+                if let Some(point) = summary.point {
+                    println!("rolled on    to {}:{}", point.time, point.increment);
+                }
                 if let Some(begun) = summary.resumes {
                     println!("goes on with the restore of {}", begun.try_to_rfc3339_string().unwrap_or_default());
                 }
@@ -149,6 +159,9 @@ impl Restoration {
                 report.indexes,
                 report.seconds
             );
+            if let Some(point) = report.point {
+                println!("rolled on    to {}:{}, with {} operations", point.time, point.increment, report.replayed);
+            }
             if report.resumed_documents > 0 {
                 println!(
                     "resumed      {} of the documents were there from the run that was interrupted",

@@ -145,15 +145,28 @@ pub fn terminal_progress() -> Arc<dyn ProgressSink> {
     Arc::new(TerminalProgress::new())
 }
 
-/// A token that the first Ctrl-C cancels; the second ends the program at once.
+async fn interrupted() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted,
+            _ = terminate.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}
+
+/// A token that the first Ctrl-C, or a request to terminate, cancels; the second ends the program at once.
 pub fn cancel_on_interrupt() -> CancellationToken {
     let token = CancellationToken::new();
     let canceller = token.clone();
     tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
+        if interrupted().await.is_ok() {
             eprintln!("stopping; interrupt again to stop at once");
             canceller.cancel();
-            if tokio::signal::ctrl_c().await.is_ok() {
+            if interrupted().await.is_ok() {
                 std::process::exit(130);
             }
         }

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use futures_util::TryStreamExt as _;
-use mongo_backup::{Backup, BackupSettings, Consistency, ConsistencyDemand, Key, MemoryArchive, Repository, Restore};
+use mongo_backup::{Backup, Consistency, Key, MemoryArchive, Repository, Restore};
 use mongo_core::{
     ErrorKind,
     bson::{Document, doc},
@@ -95,33 +95,24 @@ async fn a_snapshot_under_load_is_one_point_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lost_history_degrades_to_best_effort_with_the_reason_or_fails_on_demand() {
+async fn a_backup_that_outlasts_the_servers_history_reads_what_has_changed_until_it_fits() {
     let (server, deployment) = own().await;
     fill(&deployment, "shop", "orders", 5_000).await;
-    let too_old = doc! { "failCommands": ["find"], "errorCode": 239, "appName": "mongo-core" };
+    let too_old = doc! { "failCommands": ["find"], "errorCode": 239, "appName": "mongo-core", "namespace": "shop.orders" };
     let repository = repository().await;
 
     server.fail_command(0, doc! { "times": 1 }, too_old.clone()).await.unwrap();
     let report = Backup::builder(&deployment, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap();
     assert!(
-        matches!(&report.consistency, Consistency::BestEffort { reason, .. } if reason.contains("history")),
+        matches!(&report.consistency, Consistency::PointInTime { exceptions, .. } if exceptions.is_empty()),
         "{}",
         report.consistency
     );
     assert_eq!(report.documents, 5_000);
 
-    server.fail_command(0, doc! { "times": 1 }, too_old).await.unwrap();
-    let mut settings = BackupSettings::default();
-    settings.demand = ConsistencyDemand::PointInTime;
-    let error = Backup::builder(&deployment, &repository)
-        .settings(settings)
-        .namespaces("shop.*")
-        .build()
-        .unwrap()
-        .run()
-        .await
-        .unwrap_err();
-    assert_eq!(error.server_code(), Some(239), "{error}");
+    server.fail_command(0, doc! { "times": 100 }, too_old).await.unwrap();
+    let backup = Backup::builder(&deployment, &repository).namespaces("shop.*").full_scan().build().unwrap();
+    assert_eq!(backup.run().await.unwrap_err().server_code(), Some(239));
     assert_eq!(repository.snapshots().await.unwrap().snapshots.len(), 1);
 }
 

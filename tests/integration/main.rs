@@ -25,7 +25,9 @@ mod diff;
 mod encryption;
 mod faults;
 mod fidelity;
+
 mod golden;
+mod incremental;
 mod interchange;
 mod kill;
 mod object_store;

@@ -12,23 +12,29 @@ use mongo_core::{
     progress::PhaseMeter,
     transfer::{
         catalog::{Catalog, CollectionEntry},
-        partition::{KeyRange, ScanOrder, partition},
+        partition::{Key, KeyRange, ScanOrder, partition},
         scan::{MemoryBudget, ScanSource},
     },
 };
 use tokio::task::JoinSet;
 
-use super::{BackupSettings, NamespaceReport};
+use super::{
+    BackupSettings, NamespaceReport,
+    changes::{Changes, ToRead},
+    regrow::{Regrow, Regrown},
+};
 use crate::{
     metrics::BackupMetrics,
     repository::{
-        assembly::{Assembly, Cutter, Head, store_catalog},
+        Repository,
+        assembly::{Assembly, Cutter, Head, Regrowth, store_catalog},
         config::Config,
         manifest::SnapshotNamespace,
         segment::Segmenter,
         store::SegmentStore,
         tree::TreeRoot,
     },
+    restore::is_authorization,
 };
 
 /// What the workers share.
@@ -41,11 +47,49 @@ pub(super) struct Context<'a> {
     pub(super) at: Option<Timestamp>,
     /// How finely the newest snapshot cuts each collection: cutting alike is what lets snapshots share segments.
     pub(super) known_bits: HashMap<Namespace, u8>,
+    /// What an older snapshot holds, and what has changed since.
+    pub(super) older: Option<Older>,
+    pub(super) repository: &'a Repository,
     pub(super) meter: Arc<PhaseMeter>,
     pub(super) metrics: BackupMetrics,
     pub(super) stop: CancellationToken,
     pub(super) retry: RetryPolicy,
     pub(super) retry_budget: RetryBudget,
+}
+
+/// What an older snapshot, or an earlier reading, holds, and what has changed since.
+pub(super) struct Older {
+    pub(super) collections: HashMap<[u8; 16], SnapshotNamespace>,
+    pub(super) changes: Changes,
+}
+
+impl Older {
+    /// What is taken over of a collection. Capped ones and such that are not in the order of an index, or in one of a collation, are taken over whole
+    /// or not at all.
+    fn of(&mut self, entry: &CollectionEntry, order: ScanOrder) -> Result<Inheritance> {
+        let uuid = match entry.uuid() {
+            // They change without an oplog's telling the UUID that they are known by.
+            _ if is_authorization(entry.namespace()) => return Ok(Inheritance::None),
+            Some(uuid) => uuid,
+            None => return Ok(Inheritance::None),
+        };
+        let Some(older) = self.collections.remove(&uuid) else { return Ok(Inheritance::None) };
+        let in_id_order = order == ScanOrder::Id && older.in_id_order;
+        let is_collated = !matches!(entry.options().get("collation"), Ok(None));
+        Ok(match self.changes.take(uuid, older.documents())? {
+            ToRead::Nothing => Inheritance::Whole(older),
+            ToRead::Documents(touched) if in_id_order && !is_collated => Inheritance::But(older, touched.into()),
+            _ => Inheritance::None,
+        })
+    }
+}
+
+/// What a collection takes over from an older reading.
+enum Inheritance {
+    None,
+    Whole(SnapshotNamespace),
+    /// All but the segments with these documents.
+    But(SnapshotNamespace, Arc<[Key]>),
 }
 
 /// Everything that goes into a manifest.
@@ -54,12 +98,18 @@ pub(super) struct Collected {
     pub(super) catalog: TreeRoot,
     /// Namespaces that were not read at the cluster time, and why.
     pub(super) exceptions: BTreeMap<String, String>,
+    /// Documents that were read.
+    pub(super) read: u64,
+    /// Segments that were taken over.
+    pub(super) taken_over: u64,
+    /// Why everything was read, if it was.
+    pub(super) full_scan: Option<String>,
 }
 
 /// Reads all collections of the catalog. Ranges are started in order, so a collection's ranges are under way together
 /// and its tree grows from the left while it is read.
 pub(super) async fn collect(
-    context: Context<'_>,
+    mut context: Context<'_>,
     catalog: &Catalog,
     estimates: &BTreeMap<Namespace, (u64, u64)>,
 ) -> Result<Collected> {
@@ -69,16 +119,35 @@ pub(super) async fn collect(
     let mut assemblies: HashMap<usize, Assembly> = HashMap::new();
     let mut roots: BTreeMap<usize, (TreeRoot, u8)> = BTreeMap::new();
     let mut waiting: VecDeque<Job> = VecDeque::new();
-    let mut running: JoinSet<Result<RangeDone>> = JoinSet::new();
+    let mut running: JoinSet<Result<Done>> = JoinSet::new();
+    let (mut read, mut taken_over) = (0, 0);
     let mut entries = catalog.entries.iter().enumerate();
     loop {
         // Collections are partitioned one at a time, only as far ahead as there are hands free.
         while running.len() < context.settings.parallel_ranges.get() {
             if let Some(job) = waiting.pop_front() {
-                running.spawn(read_range(job));
+                running.spawn(async move { read_range(job).await.map(Done::Range) });
                 continue;
             }
             let Some((collection, entry)) = entries.next() else { break };
+            let order = ScanOrder::of(entry, context.deployment.server_version());
+            match context.older.as_mut().map_or(Ok(Inheritance::None), |older| older.of(entry, order))? {
+                Inheritance::None => {}
+                Inheritance::Whole(older) => {
+                    context.meter.advance(older.documents(), older.bytes());
+                    taken_over += older.segments();
+                    roots.insert(collection, (older.root, older.boundary_bits));
+                    continue;
+                }
+                Inheritance::But(older, touched) => {
+                    let (regrow, bits) = context.regrow(entry, older, touched, &budget)?;
+                    running.spawn(async move {
+                        let regrown = regrow.run().await.map_err(explain)?;
+                        Ok(Done::Regrown { collection, bits, regrown })
+                    });
+                    continue;
+                }
+            }
             let estimate = estimates.get(entry.namespace()).copied().unwrap_or_default();
             let (assembly, jobs) = context.prepare(collection, entry, estimate, &budget, &mut exceptions).await?;
             if jobs.is_empty() {
@@ -98,6 +167,16 @@ pub(super) async fn collect(
                 return Err(error);
             }
         };
+        let done = match done {
+            Done::Range(done) => done,
+            Done::Regrown { collection, bits, regrown } => {
+                read += regrown.read;
+                taken_over += regrown.taken_over;
+                roots.insert(collection, (regrown.root, bits));
+                continue;
+            }
+        };
+        read += done.documents;
         let position = done.collection;
         let mut assembly = assemblies.remove(&position).ok_or_else(|| Error::internal("a range of no collection"))?;
         assembly.accept(done.range, done.cutter).await?;
@@ -120,7 +199,13 @@ pub(super) async fn collect(
     });
     let catalog = store_catalog(&context.store, &context.config, namespaces).await?;
     let namespaces = reports;
-    Ok(Collected { namespaces, catalog, exceptions })
+    Ok(Collected { namespaces, catalog, exceptions, read, taken_over, full_scan: None })
+}
+
+/// What a task has done.
+enum Done {
+    Range(RangeDone),
+    Regrown { collection: usize, bits: u8, regrown: Regrown },
 }
 
 impl Context<'_> {
@@ -157,15 +242,7 @@ impl Context<'_> {
             _ => vec![KeyRange::everything()],
         };
         assembly.expect(ranges.len());
-        let mut source = ScanSource::new(self.deployment.clone(), namespace);
-        source.order = order;
-        source.at = at;
-        source.from = self.from.cloned();
-        source.average_document_bytes = u32::try_from(average).unwrap_or(u32::MAX);
-        source.budget = budget.clone();
-        source.retry = self.retry.clone();
-        source.retry_budget = self.retry_budget.clone();
-        source.cancel = self.stop.clone();
+        let source = self.source(namespace, order, at, average, budget);
         let jobs = ranges
             .into_iter()
             .enumerate()
@@ -183,6 +260,50 @@ impl Context<'_> {
             })
             .collect();
         Ok((assembly, jobs))
+    }
+
+    fn source(
+        &self,
+        namespace: Namespace,
+        order: ScanOrder,
+        at: Option<Timestamp>,
+        average: u64,
+        budget: &MemoryBudget,
+    ) -> ScanSource {
+        let mut source = ScanSource::new(self.deployment.clone(), namespace);
+        source.order = order;
+        source.at = at;
+        source.from = self.from.cloned();
+        source.average_document_bytes = u32::try_from(average).unwrap_or(u32::MAX);
+        source.budget = budget.clone();
+        source.retry = self.retry.clone();
+        source.retry_budget = self.retry_budget.clone();
+        source.cancel = self.stop.clone();
+        source
+    }
+
+    /// Prepares to read only what has changed of a collection.
+    fn regrow(
+        &self,
+        entry: &CollectionEntry,
+        older: SnapshotNamespace,
+        touched: Arc<[Key]>,
+        budget: &MemoryBudget,
+    ) -> Result<(Regrow, u8)> {
+        let namespace = entry.data_namespace().ok_or_else(|| Error::internal("a view has no documents"))?;
+        let bits = older.boundary_bits;
+        let average = older.bytes().checked_div(older.documents()).unwrap_or(0).max(1);
+        let segmenter = Segmenter::new(&self.config.keys, self.config.sizes, bits);
+        let regrow = Regrow {
+            repository: self.repository.clone(),
+            source: self.source(namespace, ScanOrder::Id, self.at, average, budget),
+            by_filter: !entry.is_clustered(),
+            older: older.root,
+            touched,
+            growth: Regrowth::new(Arc::clone(&self.store), segmenter, bits),
+            meter: Arc::clone(&self.meter),
+        };
+        Ok((regrow, bits))
     }
 
     /// Completes a collection's tree: what is left of a collection that is through is in the store, and no longer in memory.
@@ -219,6 +340,7 @@ impl Job {
 struct RangeDone {
     collection: usize,
     range: usize,
+    documents: u64,
     cutter: Cutter,
 }
 
@@ -242,6 +364,7 @@ async fn read_range(job: Job) -> Result<RangeDone> {
 /// While one batch is cut and compressed, the next is on its way.
 async fn read_once(job: &Job) -> Result<RangeDone> {
     let mut cutter = job.cutter();
+    let mut all = 0;
     let mut scan = job.source.scan(job.keys.clone());
     let mut batch = scan.next().await.map_err(explain)?;
     while let Some(current) = batch {
@@ -250,6 +373,7 @@ async fn read_once(job: &Job) -> Result<RangeDone> {
         let (returned, (documents, bytes)) = work.await??;
         cutter = returned;
         job.store.send_full().await?;
+        all += documents;
         job.meter.advance(documents, bytes);
         job.metrics.read(documents, bytes);
         batch = match next {
@@ -265,7 +389,7 @@ async fn read_once(job: &Job) -> Result<RangeDone> {
         }
     }
     let cutter = tokio::task::spawn_blocking(move || cutter.blocks.flush().map(|()| cutter)).await??;
-    Ok(RangeDone { collection: job.collection, range: job.range, cutter })
+    Ok(RangeDone { collection: job.collection, range: job.range, documents: all, cutter })
 }
 
 /// Errors that mean that the collection went away have codes that say something else.

@@ -1,14 +1,18 @@
 //! Making a snapshot: plan, inspect, run, report.
 
+mod changes;
 mod collect;
+mod regrow;
 mod report;
 mod settings;
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
+use self::{changes::Changes, collect::Older};
 pub use self::{
     report::{BackupReport, NamespaceReport},
     settings::{BackupBuilder, BackupSettings, ConsistencyDemand},
@@ -19,8 +23,10 @@ use crate::{
     repository::{
         Repository, TOOL,
         announcement::Session,
-        manifest::{Consistency, SnapshotManifest},
-        store::{SegmentStore, storing},
+        manifest::{Consistency, SnapshotId, SnapshotManifest},
+        slice::OpenSlice,
+        store::{SegmentStore, StoreTotals, storing},
+        tree::TreeRoot,
     },
 };
 use mongo_core::{
@@ -30,7 +36,7 @@ use mongo_core::{
     progress::{PhaseMeter, ProgressEvent, ProgressSink, Total},
     transfer::{
         catalog::{Catalog, CollectionEntry, LeftOut, collection_uuids},
-        oplog::{Oplog, ReplicaSetId},
+        oplog::{Entry, Oplog, OplogRead, ReplicaSetId},
         scan::is_snapshot_lost,
     },
 };
@@ -255,38 +261,99 @@ impl BackupPlan<'_> {
 
     async fn make_snapshot(self, started: DateTime, session: &Session) -> Result<BackupReport> {
         let Self { backup, catalog, estimates } = self;
+        let job = Job { backup, session, started, estimates };
         // Before anything else is read: what has begun by then is known to whoever replays the oplog from there.
         let history = backup.history().await?;
+        let parent = backup.parent(history).await?;
         if backup.deployment.can_read_snapshots() {
-            let (catalog, at) = backup.choose_cluster_time(catalog).await?;
-            let attempt = backup.attempt(started, session, &catalog, &estimates, When::At(at), history).await;
-            match attempt {
-                Err(error) if is_snapshot_lost(&error) && backup.settings.demand == ConsistencyDemand::WherePossible => {
-                    let reason = "the server gave up the history of the cluster time before everything was read".to_owned();
-                    backup.note(format!("{reason}: reading anew with best effort"));
-                    // Read again behind the resume point, so that a later replay knows every collection or sees it made.
-                    let (catalog, at) = backup.choose_cluster_time(catalog).await?;
-                    backup
-                        .attempt(
-                            started,
-                            session,
-                            &catalog,
-                            &estimates,
-                            When::BestEffort { reason, defined_at: Some(at) },
-                            history,
-                        )
-                        .await
-                }
-                other => other,
-            }
+            job.converge(catalog, history, parent).await
         } else {
             let reason = no_snapshots(&backup.deployment);
             let (catalog, defined_at) = match history {
                 Some(_) => backup.choose_cluster_time(catalog).await.map(|(catalog, at)| (catalog, Some(at)))?,
                 None => (backup.read_catalog().await?, None),
             };
-            backup.attempt(started, session, &catalog, &estimates, When::BestEffort { reason, defined_at }, history).await
+            let reading = job.read(catalog, When::Now { defined_at }, history, &parent).await?;
+            job.publish_as_read(reading, reason, parent).await
         }
+    }
+}
+
+/// A backup that has begun.
+struct Job<'a> {
+    backup: &'a Backup,
+    session: &'a Session,
+    started: DateTime,
+    estimates: BTreeMap<Namespace, (u64, u64)>,
+}
+
+/// Everything that was selected, read and stored once.
+struct Reading {
+    catalog: Catalog,
+    collected: collect::Collected,
+    totals: StoreTotals,
+    history: Option<History>,
+    defined_at: Option<Timestamp>,
+    /// When the last of it was read.
+    until: Option<Timestamp>,
+}
+
+impl Job<'_> {
+    /// Reads at one cluster time. Where that takes longer than the server keeps its history, everything is read once as it is, and then, at one cluster
+    /// time, what has changed meanwhile; and so on, until it fits.
+    async fn converge(&self, catalog: Catalog, history: Option<History>, parent: Parent) -> Result<BackupReport> {
+        let backup = self.backup;
+        let (mut catalog, mut history, mut base) = (catalog, history, parent.clone());
+        let mut last = None;
+        for pass in 1.. {
+            let (now, at) = backup.choose_cluster_time(catalog).await?;
+            let error = match self.read(now, When::At(at), history, &base).await {
+                Ok(mut reading) => {
+                    if let Some(Reading { totals, .. }) = last {
+                        reading.totals.add(totals);
+                    }
+                    let exceptions = std::mem::take(&mut reading.collected.exceptions);
+                    let consistency = Consistency::PointInTime { cluster_time: at, exceptions };
+                    return self.publish(reading, consistency, parent).await;
+                }
+                Err(error) if is_snapshot_lost(&error) => error,
+                Err(error) => return Err(error),
+            };
+            let reason = "the server gave up the history of the cluster time before everything was read".to_owned();
+            if (pass == PASSES || history.is_none()) && backup.settings.demand == ConsistencyDemand::PointInTime {
+                return Err(error);
+            }
+            if let Some(last) = last.take_if(|_| pass == PASSES) {
+                return self.publish_as_read(last, reason, parent).await;
+            }
+            backup.note(format!("{reason}: reading as it is, and then what has changed meanwhile"));
+            history = backup.history().await?;
+            let (now, defined_at) = backup.choose_cluster_time(backup.read_catalog().await?).await?;
+            let mut reading = self.read(now, When::Now { defined_at: Some(defined_at) }, history, &base).await?;
+            if let Some(Reading { totals, .. }) = last {
+                reading.totals.add(totals);
+            }
+            let Some(known) = history else { return self.publish_as_read(reading, reason, parent).await };
+            backup.repository.reload_index().await?;
+            base = Parent::Older { id: None, catalog: reading.collected.catalog.clone(), from: known.beginning, set: known.set };
+            history = backup.history().await?;
+            catalog = backup.read_catalog().await?;
+            last = Some(reading);
+        }
+        Err(Error::internal("a backup without an end"))
+    }
+
+    /// Publishes what was read over a while, with the oplog of that while if it is to be had.
+    async fn publish_as_read(&self, reading: Reading, reason: String, parent: Parent) -> Result<BackupReport> {
+        let stored = match (reading.history, reading.until) {
+            (Some(history), Some(until)) => self.backup.store_window(history, until).await?.then_some(until),
+            _ => None,
+        };
+        let consistency = match stored {
+            Some(until) => Consistency::Window { until, reason },
+            None => Consistency::BestEffort { reason },
+        };
+        self.publish(reading, consistency, parent).await
     }
 }
 
@@ -298,11 +365,21 @@ struct History {
 }
 
 /// The time at which a backup reads.
+#[derive(Clone, Copy)]
 enum When {
     /// Everything at one cluster time.
     At(Timestamp),
     /// Everything as it is when its turn comes. Collections and indexes are those of a time, if there is an oplog.
-    BestEffort { reason: String, defined_at: Option<Timestamp> },
+    Now { defined_at: Option<Timestamp> },
+}
+
+/// What a backup takes over.
+#[derive(Clone, Debug)]
+enum Parent {
+    /// What an older snapshot holds, or what was read before for the same.
+    Older { id: Option<SnapshotId>, catalog: TreeRoot, from: Timestamp, set: ReplicaSetId },
+    /// Nothing, and why.
+    None { reason: String },
 }
 
 fn no_snapshots(deployment: &Deployment) -> String {
@@ -330,42 +407,141 @@ impl Backup {
         }
     }
 
-    async fn attempt(
-        &self,
-        started: DateTime,
-        session: &Session,
-        catalog: &Catalog,
-        estimates: &BTreeMap<Namespace, (u64, u64)>,
-        when: When,
-        history: Option<History>,
-    ) -> Result<BackupReport> {
-        let at = match &when {
-            When::At(at) => Some(*at),
-            When::BestEffort { .. } => None,
+    /// The newest snapshot of the same replica set.
+    async fn parent(&self, history: Option<History>) -> Result<Parent> {
+        let none = |reason: &str| Ok(Parent::None { reason: reason.to_owned() });
+        if self.settings.full_scan {
+            return none("it was asked for");
+        }
+        let Some(history) = history else {
+            return none(match self.deployment.topology() {
+                Topology::Standalone => "a standalone server has no oplog that tells what has changed",
+                _ => "the oplog, which tells what has changed, may not be read",
+            });
         };
-        let known_bits = self.known_bits().await?;
-        let (documents, bytes) = estimates.values().fold((0, 0), |(documents, bytes), (d, b)| (documents + d, bytes + b));
-        let meter = Arc::new(PhaseMeter::start(Arc::clone(&self.progress), "data", Total::estimate(documents, bytes)));
+        let snapshots = self.repository.snapshots().await?.snapshots;
+        let newest = snapshots.into_iter().rev().find(|snapshot| snapshot.replica_set == Some(history.set));
+        let Some((newest, from)) = newest.and_then(|newest| newest.resume_point.map(|from| (newest, from))) else {
+            return none("it is the first snapshot of this replica set");
+        };
+        Ok(Parent::Older { id: Some(newest.id), catalog: newest.catalog, from, set: history.set })
+    }
+
+    /// What is taken over, and what has changed since up to a time.
+    async fn older(&self, parent: &Parent, until: Option<Timestamp>) -> Result<std::result::Result<Older, String>> {
+        let (catalog, from, set) = match parent {
+            Parent::None { reason } => return Ok(Err(reason.clone())),
+            Parent::Older { catalog, from, set, .. } => (catalog, *from, *set),
+        };
+        let Some(until) = until else { return Ok(Err("the server does not tell its time".to_owned())) };
+        let oplog = Oplog::of(&self.deployment)?.with(self.settings.retry.clone(), RetryBudget::default(), self.cancel.clone());
+        self.wait_for_majority(&oplog, until).await?;
+        let namespaces = match self.repository.namespaces_in(catalog).await {
+            Ok(namespaces) => namespaces,
+            Err(error) if error.kind() == ErrorKind::CorruptData => {
+                tracing::warn!(error = %error.report(), "the newest snapshot's catalog is damaged");
+                return Ok(Err("the newest snapshot's catalog is damaged".to_owned()));
+            }
+            Err(error) => return Err(error),
+        };
+        let changes = match Changes::read(&oplog, &self.repository, set, from, until).await? {
+            Ok(changes) => changes,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let known = namespaces.into_iter().filter_map(|namespace| Some((namespace.entry().uuid()?, namespace)));
+        Ok(Ok(Older { collections: known.collect(), changes }))
+    }
+
+    /// Waits until a majority holds everything up to a time: before, the oplog may still be taken back.
+    async fn wait_for_majority(&self, oplog: &Oplog, until: Timestamp) -> Result<()> {
+        let begun = tokio::time::Instant::now();
+        while oplog.newest().await? < until {
+            if begun.elapsed() > MAJORITY_WITHIN {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "no majority of the replica set follows the primary: look at its members",
+                ));
+            }
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Err(Error::cancelled()),
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the oplog of the while in which was read, unless it was captured. False if it is no longer there.
+    async fn store_window(&self, history: History, until: Timestamp) -> Result<bool> {
+        let captured = self.repository.stretches(history.set).await?.cover(history.beginning, Some(until));
+        if captured.last().is_some_and(|last| last.last >= until) {
+            return Ok(true);
+        }
+        let oplog = Oplog::of(&self.deployment)?.with(self.settings.retry.clone(), RetryBudget::default(), self.cancel.clone());
+        self.wait_for_majority(&oplog, until).await?;
+        let mut scan = oplog.read(history.beginning, until);
+        let mut slice = OpenSlice::default();
+        loop {
+            match scan.next().await? {
+                OplogRead::Entries(batch) => {
+                    for entry in batch.documents()? {
+                        let entry = entry?;
+                        slice.push(Entry::parse(entry)?.position, entry);
+                        if slice.bytes() >= WINDOW_SLICE {
+                            self.repository.store_slice(history.set, &slice, self.settings.compression_level).await?;
+                            slice = slice.next()?;
+                        }
+                    }
+                }
+                OplogRead::End => break,
+                _ => {
+                    self.note("the oplog was overrun while the backup read: what was read is not one state".to_owned());
+                    return Ok(false);
+                }
+            }
+        }
+        self.repository.store_slice(history.set, &slice, self.settings.compression_level).await?;
+        Ok(true)
+    }
+}
+
+impl Job<'_> {
+    /// Reads and stores everything that is not taken over.
+    async fn read(&self, catalog: Catalog, when: When, history: Option<History>, parent: &Parent) -> Result<Reading> {
+        let backup = self.backup;
+        let (at, defined_at) = match when {
+            When::At(at) => (Some(at), Some(at)),
+            When::Now { defined_at } => (None, defined_at),
+        };
+        let known_bits = backup.known_bits().await?;
+        let (older, full_scan) = match backup.older(parent, defined_at).await? {
+            Ok(older) => (Some(older), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let (documents, bytes) = self.estimates.values().fold((0, 0), |(documents, bytes), (d, b)| (documents + d, bytes + b));
+        let meter = Arc::new(PhaseMeter::start(Arc::clone(&backup.progress), "data", Total::estimate(documents, bytes)));
         // Readers stop when the archive fails.
-        let stop = self.cancel.child_token();
-        let store = SegmentStore::new(&self.repository, self.settings.compression_level)?;
-        let (collected, totals) = storing(store, &self.cancel, |store| {
+        let stop = backup.cancel.child_token();
+        let store = SegmentStore::new(&backup.repository, backup.settings.compression_level)?;
+        let (mut collected, totals) = storing(store, &backup.cancel, |store| {
             let context = collect::Context {
-                deployment: &self.deployment,
-                config: self.repository.config(),
+                deployment: &backup.deployment,
+                config: backup.repository.config(),
                 store,
-                settings: &self.settings,
-                from: self.from.as_ref(),
+                settings: &backup.settings,
+                from: backup.from.as_ref(),
                 at,
                 known_bits,
+                older,
+                repository: &backup.repository,
                 meter: Arc::clone(&meter),
-                metrics: self.metrics.clone(),
+                metrics: backup.metrics.clone(),
                 stop: stop.clone(),
-                retry: self.settings.retry.clone(),
+                retry: backup.settings.retry.clone(),
                 retry_budget: RetryBudget::default(),
             };
             async {
-                let collected = collect::collect(context, catalog, estimates).await;
+                let collected = collect::collect(context, &catalog, &self.estimates).await;
                 if collected.is_err() {
                     stop.cancel();
                 }
@@ -373,53 +549,63 @@ impl Backup {
             }
         })
         .await?;
+        collected.full_scan = full_scan;
         if let Ok(meter) = Arc::try_unwrap(meter) {
             meter.finish();
         }
-        self.check_still_there(catalog).await?;
+        backup.check_still_there(&catalog).await?;
         let is_at_one_time = at.is_some() && collected.exceptions.is_empty();
-        let read_until = match history {
-            Some(_) if !is_at_one_time => Some(self.operation_time().await?),
+        let until = match history {
+            Some(_) if !is_at_one_time => Some(backup.operation_time().await?),
             _ => None,
         };
-        let (consistency, defined_at) = match when {
-            When::At(cluster_time) => {
-                (Consistency::PointInTime { cluster_time, exceptions: collected.exceptions }, Some(cluster_time))
-            }
-            When::BestEffort { reason, defined_at } => (Consistency::BestEffort { reason }, defined_at),
-        };
+        Ok(Reading { catalog, collected, totals, history, defined_at, until })
+    }
+
+    async fn publish(&self, reading: Reading, consistency: Consistency, parent: Parent) -> Result<BackupReport> {
+        let Reading { catalog, collected, totals, history, defined_at, until } = reading;
+        let backup = self.backup;
         let sum = |number: fn(&NamespaceReport) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
+        let parent = match parent {
+            Parent::Older { id, .. } if collected.full_scan.is_none() => id,
+            _ => None,
+        };
         let manifest = SnapshotManifest {
-            id: session.snapshot().clone(),
-            started,
+            id: self.session.snapshot().clone(),
+            started: self.started,
             finished: DateTime::now(),
-            server_version: self.deployment.server_version().to_string(),
-            topology: self.deployment.topology().clone(),
+            server_version: backup.deployment.server_version().to_string(),
+            topology: backup.deployment.topology().clone(),
             consistency,
             resume_point: history.map(|history| history.beginning),
             replica_set: history.map(|history| history.set),
-            read_until,
+            read_until: until,
             defined_at,
-            selection: self.settings.selection.clone(),
+            parent,
+            selection: backup.settings.selection.clone(),
             left_out: catalog.left_out.clone(),
             namespaces: collected.namespaces.len() as u64,
             documents: sum(|namespace| namespace.documents),
             bytes: sum(|namespace| namespace.bytes),
             new_segments: totals.new_segments,
-            reused_segments: totals.reused_segments,
+            reused_segments: totals.reused_segments + collected.taken_over,
             stored_bytes: totals.stored_bytes,
             tool: TOOL.to_owned(),
-            source: self.settings.source.clone(),
-            tags: self.settings.tags.clone(),
+            source: backup.settings.source.clone(),
+            tags: backup.settings.tags.clone(),
             catalog: collected.catalog,
         };
-        session.publish(&manifest).await?;
+        self.session.publish(&manifest).await?;
         // The snapshot exists: what goes wrong from here on is the next operation's business.
-        if let Err(error) = self.repository.reload_index().await {
+        if let Err(error) = backup.repository.reload_index().await {
             tracing::warn!(error = %error.report(), "the index could not be read anew");
         }
-        Ok(BackupReport::new(&manifest, collected.namespaces))
+        Ok(BackupReport::new(&manifest, collected.namespaces, collected.read, collected.full_scan))
     }
 }
 
 const CATALOG_READINGS: usize = 10;
+/// So often it is tried to read what has changed within the server's history.
+const PASSES: u32 = 4;
+const MAJORITY_WITHIN: Duration = Duration::from_secs(60);
+const WINDOW_SLICE: usize = 16 << 20;

@@ -16,6 +16,12 @@ pub struct BackupReport {
     pub id: SnapshotId,
     /// How its documents relate in time.
     pub consistency: Consistency,
+    /// The snapshot from which what has not changed was taken over; none after a full scan.
+    pub parent: Option<SnapshotId>,
+    /// Why everything was read, if it was.
+    pub full_scan: Option<String>,
+    /// Documents that were read.
+    pub documents_read: u64,
     /// Each namespace with its documents and bytes.
     pub namespaces: Vec<NamespaceReport>,
     /// Documents in all.
@@ -62,10 +68,18 @@ impl NamespaceReport {
 }
 
 impl BackupReport {
-    pub(super) fn new(manifest: &SnapshotManifest, namespaces: Vec<NamespaceReport>) -> Self {
+    pub(super) fn new(
+        manifest: &SnapshotManifest,
+        namespaces: Vec<NamespaceReport>,
+        documents_read: u64,
+        full_scan: Option<String>,
+    ) -> Self {
         Self {
             id: manifest.id.clone(),
             consistency: manifest.consistency.clone(),
+            parent: manifest.parent.clone(),
+            full_scan,
+            documents_read,
             namespaces,
             documents: manifest.documents,
             bytes: manifest.bytes,

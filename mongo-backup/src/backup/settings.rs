@@ -37,6 +37,9 @@ pub struct BackupSettings {
     pub memory_bytes: u64,
     /// How long to go on asking when the server is away, for a failover or a restart. Default: five attempts within 60 s.
     pub retry: RetryPolicy,
+    /// Whether everything is read, though the oplog tells what has changed since the newest snapshot. Default no; worth it now and then, for it relies
+    /// on nothing that was stored before.
+    pub full_scan: bool,
     /// What the host calls this deployment: [retention](crate::RetentionPolicy) counts each by itself. Default nothing.
     pub source: Option<String>,
     /// What the snapshot is marked with. Default nothing.
@@ -55,6 +58,7 @@ impl Default for BackupSettings {
             partition: PartitionSettings::default(),
             memory_bytes: 64 << 20,
             retry: RetryPolicy::default(),
+            full_scan: false,
             source: None,
             tags: BTreeSet::new(),
             demand: ConsistencyDemand::default(),
@@ -120,6 +124,12 @@ impl BackupBuilder {
     /// Marks the snapshot, for [retention](crate::RetentionPolicy::keep_tags); may be called several times.
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.settings.tags.insert(tag.into());
+        self
+    }
+
+    /// Reads everything, though the oplog tells what has changed since the newest snapshot.
+    pub fn full_scan(mut self) -> Self {
+        self.settings.full_scan = true;
         self
     }
 

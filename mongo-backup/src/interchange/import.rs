@@ -195,6 +195,7 @@ impl Import {
             replica_set: None,
             read_until: None,
             defined_at: None,
+            parent: None,
             selection: NamespaceSelection::all(),
             left_out: taken.left_out,
             namespaces: taken.namespaces.len() as u64,

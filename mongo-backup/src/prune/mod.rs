@@ -2,6 +2,7 @@
 
 mod live;
 mod repack;
+mod slices;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ use mongo_core::{
 };
 use serde::Serialize;
 
-use self::live::Live;
+use self::{live::Live, slices::Spent};
 use crate::{
     audit::AuditAction,
     repository::{
@@ -62,6 +63,7 @@ pub struct Prune {
     listing_lag: Duration,
     max_unused: f64,
     max_repack_bytes: u64,
+    max_oplog_age: Option<Duration>,
     clock: Arc<dyn Clock>,
     progress: Arc<dyn ProgressSink>,
     cancel: CancellationToken,
@@ -77,6 +79,7 @@ impl Prune {
             listing_lag: repository.archive().listing_lag(),
             max_unused: MAX_UNUSED,
             max_repack_bytes: MAX_REPACK_BYTES,
+            max_oplog_age: None,
             clock: Arc::new(SystemClock::new()),
             progress: Arc::new(NoProgress),
             cancel: CancellationToken::new(),
@@ -141,13 +144,16 @@ impl Prune {
                 "no snapshot is listed, though data of snapshots is there, so nothing is removed: see whether snapshots/ can be read, or delete the repository",
             ));
         }
-        let selection = self.select(&live, &condemned);
+        let mut selection = self.select(&live, &condemned);
+        selection.slices = self.spent_slices(&kept).await?;
         let summary = PruneSummary {
             removed: verdicts.iter().filter(|verdict| !verdict.is_kept()).count() as u64,
             unused_packs: selection.unused.len() as u64,
             unused_bytes: selection.unused_bytes,
             repacked_packs: selection.repack.len() as u64,
             repacked_bytes: selection.repack_bytes,
+            oplog_slices: selection.slices.len() as u64,
+            oplog_bytes: selection.slices.iter().map(|spent| spent.bytes).sum(),
             snapshots: verdicts,
         };
         Ok(PrunePlan { prune: self, kept, selection, live, summary })
@@ -265,6 +271,7 @@ struct Selection {
     unused_bytes: u64,
     repack: Vec<PackId>,
     repack_bytes: u64,
+    slices: Vec<Spent>,
 }
 
 /// What a prune would do.
@@ -293,6 +300,10 @@ pub struct PruneSummary {
     pub repacked_packs: u64,
     /// Their bytes.
     pub repacked_bytes: u64,
+    /// Slices of the oplog that no snapshot that is kept could be rolled forward with.
+    pub oplog_slices: u64,
+    /// Their bytes.
+    pub oplog_bytes: u64,
 }
 
 /// What a prune did.
@@ -307,7 +318,9 @@ pub struct PruneReport {
     pub repacked_packs: u64,
     /// Packs that were deleted, those that an earlier prune condemned included.
     pub deleted_packs: u64,
-    /// Their bytes.
+    /// Slices of the oplog that were removed.
+    pub removed_slices: u64,
+    /// The bytes of both.
     pub freed_bytes: u64,
     /// Packs that are condemned and not deleted yet, because a backup or a reader that may need them is under way, or the archive's listings lag behind.
     pub postponed_packs: u64,
@@ -348,6 +361,9 @@ impl PrunePlan<'_> {
             prune.repository.forget(&verdict.snapshot).await?;
             report.removed.push(verdict.snapshot.clone());
         }
+        prune.remove_slices(&selection.slices).await?;
+        report.removed_slices = selection.slices.len() as u64;
+        report.freed_bytes += summary.oplog_bytes;
         if !selection.repack.is_empty() {
             prune.repack(&selection.repack, &live).await?;
             report.repacked_packs = selection.repack.len() as u64;

@@ -105,6 +105,70 @@ pub(crate) struct Assembly {
     tree: Tree,
 }
 
+/// A tree that grows from an older one: what has not changed is taken over, the rest is cut anew.
+pub(crate) struct Regrowth {
+    cutter: Cutter,
+    tree: Tree,
+    /// Segments below nodes that were taken over whole.
+    below_nodes: i64,
+    /// Other segments that were taken over.
+    alone: i64,
+}
+
+impl Regrowth {
+    pub(crate) fn new(store: Arc<SegmentStore>, segmenter: Segmenter, bits: u8) -> Self {
+        let tree = Tree::new(Arc::clone(&store), bits);
+        Self { cutter: Cutter::new(store, segmenter, bits, Head::Passed), tree, below_nodes: 0, alone: 0 }
+    }
+
+    /// Whether a segment of the older tree can come next as it is.
+    pub(crate) fn takes_segments(&self) -> bool {
+        self.cutter.segmenter.is_empty()
+    }
+
+    /// Whether a node of the older tree can come next as it is.
+    pub(crate) fn takes_nodes(&self, height: u8) -> bool {
+        self.takes_segments() && self.tree.builder.is_aligned(height)
+    }
+
+    pub(crate) fn take_over_segment(&mut self, entry: TreeEntry) -> Result<()> {
+        self.alone += 1;
+        self.tree.add(vec![entry])
+    }
+
+    pub(crate) fn take_over_node(&mut self, height: u8, entry: TreeEntry) -> Result<()> {
+        let Tree { builder, nodes } = &mut self.tree;
+        builder.push_node(height, entry, &mut |node| nodes.put(Content::Node, &node))
+    }
+
+    /// Cuts documents, which stand back to back.
+    pub(crate) fn cut(&mut self, documents: &[u8]) -> Result<()> {
+        self.cutter.cut_all(documents)?;
+        self.tree.add(std::mem::take(&mut self.cutter.entries))
+    }
+
+    /// Where its segments go.
+    pub(crate) fn store(&self) -> &Arc<SegmentStore> {
+        self.cutter.blocks.store()
+    }
+
+    /// Says how many segments stand below nodes that were taken over.
+    pub(crate) fn count_taken_over(&mut self, segments: i64) {
+        self.below_nodes = segments;
+    }
+
+    /// Completes the tree. Gives also how many segments were taken over.
+    pub(crate) fn finish(self) -> Result<(TreeRoot, u64)> {
+        let Self { mut cutter, mut tree, below_nodes, alone } = self;
+        cutter.close()?;
+        cutter.blocks.flush()?;
+        tree.add(std::mem::take(&mut cutter.entries))?;
+        let root = tree.finish()?;
+        let root = TreeRoot { segments: root.segments + below_nodes, ..root };
+        Ok((root, u64::try_from(below_nodes + alone).unwrap_or(0)))
+    }
+}
+
 /// A tree and where its nodes go.
 struct Tree {
     builder: TreeBuilder,

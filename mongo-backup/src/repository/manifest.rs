@@ -9,7 +9,7 @@ use std::{
 
 use mongo_core::{
     Error, Namespace, NamespaceSelection, Result, Topology,
-    bson::{DateTime, RawArrayBuf, RawDocument, RawDocumentBuf, Timestamp, cstr, rawdoc},
+    bson::{Binary, DateTime, RawArrayBuf, RawDocument, RawDocumentBuf, Timestamp, cstr, rawdoc, spec::BinarySubtype},
     transfer::{
         catalog::{CollectionEntry, CollectionKind, LeftOut},
         oplog::ReplicaSetId,
@@ -101,6 +101,14 @@ pub enum Consistency {
         /// Namespaces that the server cannot read at a cluster time, each with the reason; they were read at about that time.
         exceptions: BTreeMap<String, String>,
     },
+    /// Read over a while. The oplog of that while is stored, and makes it the state of its end when everything is restored.
+    #[non_exhaustive]
+    Window {
+        /// The end of that while.
+        until: Timestamp,
+        /// Why it is not a point in time.
+        reason: String,
+    },
     /// Each document was read whole, but one at another time than the next.
     #[non_exhaustive]
     BestEffort {
@@ -119,6 +127,9 @@ impl fmt::Display for Consistency {
                 } else {
                     write!(f, ", but for {}", exceptions.keys().cloned().collect::<Vec<_>>().join(", "))
                 }
+            }
+            Self::Window { until, reason } => {
+                write!(f, "window, restored as of {}.{}: {reason}", until.time, until.increment)
             }
             Self::BestEffort { reason } => write!(f, "best effort: {reason}"),
         }
@@ -154,6 +165,9 @@ pub struct SnapshotManifest {
     /// When collections and indexes were as the snapshot defines them, by the oplog.
     #[serde(default)]
     pub defined_at: Option<Timestamp>,
+    /// The snapshot from which what has not changed was taken over; none after a full scan.
+    #[serde(default)]
+    pub parent: Option<SnapshotId>,
     /// What was asked for.
     pub selection: NamespaceSelection,
     /// What the selection covered but the snapshot does not hold, and why.
@@ -186,7 +200,7 @@ impl SnapshotManifest {
     pub fn consistent_from(&self) -> Option<Timestamp> {
         let at = match &self.consistency {
             Consistency::PointInTime { cluster_time, .. } => Some(*cluster_time),
-            Consistency::BestEffort { .. } => None,
+            Consistency::Window { .. } | Consistency::BestEffort { .. } => None,
         };
         self.read_until.max(at)
     }
@@ -195,7 +209,7 @@ impl SnapshotManifest {
     pub(crate) fn reflected(&self) -> Option<Timestamp> {
         match &self.consistency {
             Consistency::PointInTime { cluster_time, .. } => Some(*cluster_time),
-            Consistency::BestEffort { .. } => self.resume_point,
+            Consistency::Window { .. } | Consistency::BestEffort { .. } => self.resume_point,
         }
     }
 
@@ -263,6 +277,9 @@ impl SnapshotNamespace {
         record.append(cstr!("info"), self.entry.info().to_owned());
         record.append(cstr!("indexes"), indexes);
         record.append(cstr!("boundaryBits"), i32::from(self.boundary_bits));
+        if let Some(uuid) = self.entry.uuid().filter(|_| self.kind() == CollectionKind::TimeSeries) {
+            record.append(cstr!("bucketsUuid"), Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() });
+        }
         if !self.in_id_order {
             record.append(cstr!("order"), STORED_ORDER);
         }
@@ -293,7 +310,8 @@ impl SnapshotNamespace {
             mongo_core::bson::deserialize_from_slice(record.get_document("root").map_err(malformed)?.as_bytes())?;
         let bits = u8::try_from(record.get_i32("boundaryBits").map_err(malformed)?)
             .map_err(|_| Error::corrupt("a catalog record is malformed"))?;
-        let entry = CollectionEntry::from_parts(namespace, kind, info, indexes)?;
+        let buckets_uuid = record.get_binary("bucketsUuid").ok().and_then(|uuid| uuid.bytes.try_into().ok());
+        let entry = CollectionEntry::from_parts(namespace, kind, info, indexes)?.with_buckets_uuid(buckets_uuid);
         let in_id_order = !stored_order && !entry.is_capped();
         Ok(Self { entry, root, boundary_bits: bits, in_id_order })
     }
@@ -344,6 +362,8 @@ mod tests {
                 exceptions,
             }),
             ".{0,40}".prop_map(|reason| Consistency::BestEffort { reason }),
+            (any::<u32>(), ".{0,40}")
+                .prop_map(|(time, reason)| Consistency::Window { until: Timestamp { time, increment: 1 }, reason }),
         ]
     }
 
@@ -365,6 +385,7 @@ mod tests {
                 replica_set: resume_point.map(|_| "00112233445566778899aabbccddeeff".parse().unwrap()),
                 read_until: resume_point.map(|(time, increment)| Timestamp { time, increment }),
                 defined_at: resume_point.map(|(time, increment)| Timestamp { time, increment }),
+                parent: resume_point.map(|_| SnapshotId::generate(DateTime::from_millis(started)).unwrap()),
                 selection: NamespaceSelection::all().including("shop.*").unwrap().excluding("*.tmp").unwrap(),
                 left_out: vec![LeftOut::new("local.*", "belongs to the server itself")],
                 namespaces: counts.0,

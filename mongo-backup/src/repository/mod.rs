@@ -160,7 +160,12 @@ impl Repository {
     /// # Errors
     /// `CorruptData` naming the pack that is damaged or missing.
     pub async fn namespaces(&self, snapshot: &SnapshotManifest) -> Result<Vec<SnapshotNamespace>> {
-        let mut walk = self.walk(&snapshot.catalog)?;
+        self.namespaces_in(&snapshot.catalog).await
+    }
+
+    /// The namespaces of a catalog.
+    pub(crate) async fn namespaces_in(&self, catalog: &tree::TreeRoot) -> Result<Vec<SnapshotNamespace>> {
+        let mut walk = self.walk(catalog)?;
         let mut records = Vec::new();
         while let Some(entry) = walk.next().await? {
             for segment in self.read_segments(Content::Documents, &[entry.id]).await? {

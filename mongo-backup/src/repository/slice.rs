@@ -3,7 +3,7 @@
 //! So that nothing is missing between two slices can be seen from their names, and proved by the sums of that entry in both. Where
 //! something is missing for certain, because the oplog was overrun before it could be read, a gap says so.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeMap, fmt};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -32,9 +32,9 @@ pub(crate) struct Stretch {
 /// What is stored of one replica set's oplog, by the names of the objects.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stretches {
-    /// In order of their beginnings.
-    pub(crate) slices: BTreeSet<Stretch>,
-    pub(crate) gaps: BTreeSet<Stretch>,
+    /// In order of their beginnings, with their sizes in the archive.
+    pub(crate) slices: BTreeMap<Stretch, u64>,
+    pub(crate) gaps: BTreeMap<Stretch, u64>,
 }
 
 /// The payload of a slice begins with this; behind it stand the entries, back to back and compressed.
@@ -183,15 +183,12 @@ impl Repository {
     /// What is stored of the oplogs of all replica sets.
     pub(crate) async fn all_stretches(&self) -> Result<Vec<(ReplicaSetId, Stretches)>> {
         let objects: Vec<ObjectMeta> = self.archive().list(SLICES).try_collect().await?;
-        let mut all: std::collections::BTreeMap<ReplicaSetId, Stretches> = std::collections::BTreeMap::new();
+        let mut all: BTreeMap<ReplicaSetId, Stretches> = BTreeMap::new();
         for object in objects {
             let Some((set, stretch, is_gap)) = parse(object.name.as_str()) else { continue };
             let stretches = all.entry(set).or_default();
-            if is_gap {
-                stretches.gaps.insert(stretch)
-            } else {
-                stretches.slices.insert(stretch)
-            };
+            let kind = if is_gap { &mut stretches.gaps } else { &mut stretches.slices };
+            kind.insert(stretch, object.size);
         }
         Ok(all.into_iter().collect())
     }
@@ -254,7 +251,7 @@ impl Stretches {
         let mut reached = from;
         let mut chain = Vec::new();
         while until.is_none_or(|until| reached < until) || chain.is_empty() {
-            let next = self.slices.iter().take_while(|slice| slice.first <= reached).max_by_key(|slice| slice.last);
+            let next = self.slices.keys().take_while(|slice| slice.first <= reached).max_by_key(|slice| slice.last);
             match next.filter(|next| next.last > reached || (chain.is_empty() && next.last == reached)) {
                 Some(next) => {
                     reached = next.last;
@@ -268,7 +265,7 @@ impl Stretches {
 
     /// Where the newest slice ends.
     pub(crate) fn end(&self) -> Option<Stretch> {
-        self.slices.iter().copied().max_by_key(|slice| slice.last)
+        self.slices.keys().copied().max_by_key(|slice| slice.last)
     }
 }
 
@@ -350,8 +347,8 @@ mod tests {
     }
 
     fn stretches(slices: &[(u32, u32)]) -> Stretches {
-        let slices = slices.iter().map(|(first, last)| Stretch { first: at(*first), last: at(*last) }).collect();
-        Stretches { slices, gaps: BTreeSet::new() }
+        let slices = slices.iter().map(|(first, last)| (Stretch { first: at(*first), last: at(*last) }, 1)).collect();
+        Stretches { slices, gaps: BTreeMap::new() }
     }
 
     fn covered(slices: &[(u32, u32)], from: u32, until: Option<u32>) -> Vec<(u32, u32)> {

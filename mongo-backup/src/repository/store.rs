@@ -72,6 +72,15 @@ pub(crate) struct StoreTotals {
     pub(crate) stored_bytes: u64,
 }
 
+impl StoreTotals {
+    /// Adds what was stored before for the same snapshot.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.new_segments += other.new_segments;
+        self.reused_segments += other.reused_segments;
+        self.stored_bytes += other.stored_bytes;
+    }
+}
+
 /// The other end of a store: puts packs into the archive, and index objects behind them.
 #[derive(Debug)]
 pub(crate) struct Uploader {

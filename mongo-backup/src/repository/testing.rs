@@ -98,6 +98,7 @@ impl Steps {
             replica_set: None,
             read_until: None,
             defined_at: None,
+            parent: None,
             selection: NamespaceSelection::all(),
             left_out: Vec::new(),
             namespaces: 1,

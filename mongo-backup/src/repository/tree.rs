@@ -84,6 +84,27 @@ impl TreeBuilder {
         self.add(0, entry, store)
     }
 
+    /// Whether nothing is open up to a height, so that a whole node of that height can come next.
+    pub(crate) fn is_aligned(&self, height: u8) -> bool {
+        self.open.iter().take(usize::from(height) + 1).all(Vec::is_empty)
+    }
+
+    /// Adds a node of another tree with all that is below it. [`is_aligned`](Self::is_aligned) must say that it can come next; how many segments it holds the
+    /// caller must know.
+    pub(crate) fn push_node(
+        &mut self,
+        height: u8,
+        entry: TreeEntry,
+        store: &mut impl FnMut(Vec<u8>) -> Result<SegmentId>,
+    ) -> Result<()> {
+        self.documents += entry.documents;
+        self.bytes += entry.bytes;
+        for _ in self.open.len()..=usize::from(height) {
+            self.open.push(Vec::new());
+        }
+        self.add(usize::from(height) + 1, entry, store)
+    }
+
     fn add(&mut self, height: usize, entry: TreeEntry, store: &mut impl FnMut(Vec<u8>) -> Result<SegmentId>) -> Result<()> {
         if self.open.len() == height {
             self.open.push(Vec::new());

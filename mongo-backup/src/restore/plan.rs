@@ -101,9 +101,17 @@ impl Restore {
         }
         let manifest = self.repository.snapshot(&self.snapshot).await?;
         // What was read over a while is made one state, where that is possible.
-        let was_read_over_a_while = matches!(manifest.consistency, Consistency::BestEffort { .. });
-        let settles = was_read_over_a_while && self.settings.mode == RestoreMode::Create && self.choice.filter.is_none();
-        let timeline = if settles { Timeline::settling(&self.repository, &manifest).await? } else { None };
+        let was_read_over_a_while = !matches!(manifest.consistency, Consistency::PointInTime { .. });
+        if !was_read_over_a_while || self.settings.mode != RestoreMode::Create || self.choice.filter.is_some() {
+            return Ok((manifest, None));
+        }
+        let timeline = Timeline::settling(&self.repository, &manifest).await?;
+        if timeline.is_none() && matches!(manifest.consistency, Consistency::Window { .. }) {
+            return Err(Error::corrupt(
+                "the oplog that belongs to the snapshot is missing from the archive: without it the snapshot is not one state",
+            )
+            .with_context("snapshot", &manifest.id));
+        }
         Ok((manifest, timeline))
     }
 

@@ -90,8 +90,8 @@ impl History {
                 in_snapshot: Some(position),
                 is_foreign: false,
             };
-            // The listing does not tell the UUID of buckets: it is learnt from the first operation on them.
-            history.add(followed, entry.uuid().filter(|_| namespace.kind() == CollectionKind::Collection));
+            // Where the UUID is not told, it is learnt from the first operation on the collection.
+            history.add(followed, entry.uuid());
         }
         history.in_snapshot = in_snapshot;
         Ok(history)

@@ -70,6 +70,8 @@ pub struct CollectionEntry {
     kind: CollectionKind,
     info: RawDocumentBuf,
     indexes: Vec<RawDocumentBuf>,
+    /// Of the buckets of a time-series collection, whose own listing does not tell it.
+    buckets_uuid: Option<[u8; 16]>,
 }
 
 /// Something that a catalog does not hold, and why.
@@ -170,7 +172,8 @@ impl Catalog {
                 Err(error) if error.kind() == ErrorKind::Unauthorized => continue,
                 Err(error) => return Err(error),
             }
-            let mut entry = CollectionEntry { namespace, kind: CollectionKind::Collection, info, indexes: Vec::new() };
+            let mut entry =
+                CollectionEntry { namespace, kind: CollectionKind::Collection, info, indexes: Vec::new(), buckets_uuid: None };
             entry.read_indexes(&admin, None).await?;
             found_any = true;
             self.left_out.retain(|left_out| left_out.namespace != entry.namespace.to_string());
@@ -202,10 +205,14 @@ impl Catalog {
         }
         let database = deployment.database(name);
         let infos = raw::list(&database, rawdoc! { "listCollections": 1 }, from).await?;
-        let time_series: BTreeSet<String> = infos
+        let uuid_of = |name: &str| {
+            infos.iter().find(|info| info.get_str("name").is_ok_and(|other| other == name)).and_then(|info| uuid_in(info))
+        };
+        let time_series: BTreeMap<String, Option<[u8; 16]>> = infos
             .iter()
             .filter(|info| info.get_str("type").is_ok_and(|kind| kind == "timeseries"))
-            .filter_map(|info| info.get_str("name").ok().map(str::to_owned))
+            .filter_map(|info| info.get_str("name").ok())
+            .map(|name| (name.to_owned(), uuid_of(&format!("{BUCKETS}{name}"))))
             .collect();
         let mut chosen = Vec::new();
         for info in infos {
@@ -213,7 +220,9 @@ impl Catalog {
                 info.get_str("name").map_err(|error| Error::corrupt("listCollections sent no name").with_source(error))?;
             let namespace = Namespace::new(name, collection)?;
             // The buckets of a time-series collection are its documents, not a namespace of their own.
-            if collection.strip_prefix(BUCKETS).is_some_and(|owner| time_series.contains(owner)) || collection == "system.views" {
+            if collection.strip_prefix(BUCKETS).is_some_and(|owner| time_series.contains_key(owner))
+                || collection == "system.views"
+            {
                 continue;
             }
             if !selection.selects(&namespace) {
@@ -234,7 +243,8 @@ impl Catalog {
                         .with_context("type", other));
                 }
             };
-            chosen.push(CollectionEntry { namespace, kind, info, indexes: Vec::new() });
+            let buckets_uuid = time_series.get(collection).copied().flatten();
+            chosen.push(CollectionEntry { namespace, kind, info, indexes: Vec::new(), buckets_uuid });
         }
         let entries: Vec<CollectionEntry> = stream::iter(chosen)
             .map(|mut entry| {
@@ -311,7 +321,14 @@ impl CollectionEntry {
         indexes: Vec<RawDocumentBuf>,
     ) -> Result<Self> {
         info.get_document("options").map_err(|error| Error::corrupt("a collection has no options").with_source(error))?;
-        Ok(Self { namespace, kind, info, indexes })
+        Ok(Self { namespace, kind, info, indexes, buckets_uuid: None })
+    }
+
+    /// The same with the UUID of its buckets, as an earlier reading stored it.
+    #[must_use]
+    pub fn with_buckets_uuid(mut self, uuid: Option<[u8; 16]>) -> Self {
+        self.buckets_uuid = uuid;
+        self
     }
 
     /// Its name.
@@ -339,9 +356,9 @@ impl CollectionEntry {
         self.info.get_document("options").unwrap_or_else(|_| empty())
     }
 
-    /// The UUID that the server gave the collection: it survives a rename and changes with a drop.
+    /// The UUID that the server gave the collection, or of a time-series collection its buckets: it survives a rename and changes with a drop.
     pub fn uuid(&self) -> Option<[u8; 16]> {
-        uuid_in(&self.info)
+        uuid_in(&self.info).or(self.buckets_uuid)
     }
 
     /// The namespace that holds the documents; `None` for a view.

@@ -22,6 +22,7 @@ pub mod majority;
 pub mod oplog;
 mod order;
 pub mod partition;
+mod ranges;
 pub mod replay;
 pub mod scan;
 pub mod write;

@@ -103,9 +103,45 @@ impl ScanSource {
         RangeScan { source: self.clone(), last: None, step: Step::first(&range), range, cursor: None }
     }
 
+    fn set_read_concern(&self, command: &mut RawDocumentBuf) {
+        match self.at {
+            Some(at) => command.append(cstr!("readConcern"), rawdoc! { "level": "snapshot", "atClusterTime": at }),
+            // What is not majority committed can still be rolled back; a backup must not hold it. A standalone takes "local" only.
+            None if *self.deployment.topology() != crate::connect::Topology::Standalone => {
+                command.append(cstr!("readConcern"), rawdoc! { "level": "majority" });
+            }
+            None => {}
+        }
+    }
+
+    /// Runs a `find` of another form, with the source's own read concern, preference and memory.
+    pub(super) async fn open(&self, mut command: RawDocumentBuf) -> Result<Opened<'_>> {
+        self.set_read_concern(&mut command);
+        let permit = self.budget.for_one_batch().await?;
+        let (cursor, batch) = open(self, command).await?;
+        Ok(Opened { source: self, first: batch, cursor, _permit: permit })
+    }
+
     fn batch_documents(&self) -> i32 {
         let documents = self.batch_bytes / self.average_document_bytes.max(16);
         i32::try_from(documents.clamp(16, 100_000)).unwrap_or(100_000)
+    }
+}
+
+/// A cursor that is not restarted.
+pub(super) struct Opened<'a> {
+    source: &'a ScanSource,
+    first: Option<RawBatch>,
+    cursor: RawBatchCursor,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Opened<'_> {
+    pub(super) async fn next(&mut self) -> Result<Option<RawBatch>> {
+        match self.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => one_batch(&mut self.cursor, &self.source.cancel).await,
+        }
     }
 }
 
@@ -298,14 +334,7 @@ impl RangeScan {
         }
         command.append(cstr!("batchSize"), source.batch_documents());
         command.append(cstr!("noCursorTimeout"), false);
-        match source.at {
-            Some(at) => command.append(cstr!("readConcern"), rawdoc! { "level": "snapshot", "atClusterTime": at }),
-            // What is not majority committed can still be rolled back; a backup must not hold it. A standalone takes "local" only.
-            None if *source.deployment.topology() != crate::connect::Topology::Standalone => {
-                command.append(cstr!("readConcern"), rawdoc! { "level": "majority" });
-            }
-            None => {}
-        }
+        source.set_read_concern(&mut command);
         Ok(command)
     }
 }

@@ -1,0 +1,335 @@
+//! Making a collection's tree from an older one, and reading only the segments in which something changed.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use mongo_core::{
+    Error, Result,
+    progress::PhaseMeter,
+    transfer::{
+        partition::{Key, KeyRange},
+        scan::ScanSource,
+    },
+};
+
+use crate::repository::{
+    Repository,
+    assembly::Regrowth,
+    documents_of,
+    segment::{Content, SegmentId},
+    tree::{self, TreeEntry, TreeRoot},
+};
+
+/// What a tree is made from.
+pub(super) struct Regrow {
+    pub(super) repository: Repository,
+    pub(super) source: ScanSource,
+    /// Whether a filter on `_id` finds what bounds of the index do.
+    pub(super) by_filter: bool,
+    pub(super) older: TreeRoot,
+    /// The `_id`s of all documents that may have changed, in the order of the index.
+    pub(super) touched: Arc<[Key]>,
+    pub(super) growth: Regrowth,
+    pub(super) meter: Arc<PhaseMeter>,
+}
+
+impl Regrow {
+    /// Makes the tree.
+    pub(super) async fn run(self) -> Result<Regrown> {
+        let Self { repository, source, by_filter, older, touched, mut growth, meter } = self;
+        let mut pieces = Pieces::of(repository.clone(), &older, touched)?;
+        let (mut read, mut taken_apart) = (0, 0);
+        let mut window = pieces.window(&source, by_filter).await?;
+        while !window.is_empty() {
+            let reading = pieces.window(&source, by_filter);
+            let growing = grow(&repository, &source, growth, window, &meter);
+            // While one window is cut and compressed, the next is on its way.
+            let (next, grown) = tokio::join!(reading, growing);
+            let grown = grown?;
+            growth = grown.growth;
+            read += grown.read;
+            taken_apart += grown.taken_apart;
+            window = next?;
+        }
+        growth.count_taken_over(older.segments.saturating_sub(pieces.visited + taken_apart));
+        let store = Arc::clone(growth.store());
+        let (root, taken_over) = tokio::task::spawn_blocking(move || growth.finish()).await??;
+        store.send_full().await?;
+        Ok(Regrown { root, read, taken_over })
+    }
+}
+
+/// A tree that was made from an older one.
+pub(super) struct Regrown {
+    pub(super) root: TreeRoot,
+    /// Documents read.
+    pub(super) read: u64,
+    /// Segments taken over.
+    pub(super) taken_over: u64,
+}
+
+/// A part of the older tree, in order.
+enum Piece {
+    /// A node below which nothing changed.
+    Node { height: u8, entry: TreeEntry },
+    /// A segment in which nothing changed.
+    Segment(TreeEntry),
+    /// The documents that are there now in place of some segments.
+    Documents(Vec<u8>),
+    /// The same, but too many to be held.
+    Range(KeyRange),
+}
+
+/// Finds the pieces, reading only nodes below which something changed.
+struct Pieces {
+    repository: Repository,
+    touched: Arc<[Key]>,
+    /// What is left to visit, last first: nodes and segments, each with where the next begins.
+    pending: Vec<(Pending, Option<Key>)>,
+    is_first: bool,
+    /// An empty tree in place of which everything is read.
+    was_empty: bool,
+    /// Segments that were looked at one by one.
+    visited: i64,
+}
+
+enum Pending {
+    Root(SegmentId),
+    Node { height: u8, entry: TreeEntry },
+    Segment(TreeEntry),
+}
+
+/// A piece before it is read.
+enum Found {
+    Node { height: u8, entry: TreeEntry },
+    Segment(TreeEntry),
+    Changed { range: KeyRange, touched: usize, segments: usize },
+}
+
+impl Pieces {
+    fn of(repository: Repository, older: &TreeRoot, touched: Arc<[Key]>) -> Result<Self> {
+        let root = older.node_id()?;
+        let was_empty = root.is_none();
+        let pending = root.into_iter().map(|root| (Pending::Root(root), None)).collect();
+        Ok(Self { repository, touched, pending, is_first: true, was_empty, visited: 0 })
+    }
+
+    /// How many touched keys lie in a range.
+    fn touched_in(&self, range: &KeyRange) -> usize {
+        let begin = range.lower.as_ref().map_or(0, |lower| self.touched.partition_point(|key| key.compare(lower).is_lt()));
+        let end = range
+            .upper
+            .as_ref()
+            .map_or(self.touched.len(), |upper| self.touched.partition_point(|key| key.compare(upper).is_lt()));
+        end.saturating_sub(begin)
+    }
+
+    fn range_of(&self, entry: &TreeEntry, upper: Option<&Key>) -> Result<KeyRange> {
+        // What comes before all that was there belongs to the first.
+        let lower = if self.is_first { None } else { Some(Key::of_element(&entry.first_id)?) };
+        Ok(KeyRange::between(lower, upper.cloned()))
+    }
+
+    async fn expand(&mut self, node: SegmentId, upper: Option<Key>) -> Result<()> {
+        let (height, entries) = read_node(&self.repository, node).await?;
+        let mut upper = upper;
+        let mut children = Vec::with_capacity(entries.len());
+        for entry in entries.into_iter().rev() {
+            let begins = Key::of_element(&entry.first_id)?;
+            let child = match height.checked_sub(1) {
+                Some(height) => Pending::Node { height, entry },
+                None => Pending::Segment(entry),
+            };
+            children.push((child, upper.replace(begins)));
+        }
+        self.pending.extend(children);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<Found>> {
+        if std::mem::take(&mut self.was_empty) {
+            let touched = self.touched.len();
+            return Ok(Some(Found::Changed { range: KeyRange::everything(), touched, segments: 1 }));
+        }
+        while let Some((pending, upper)) = self.pending.pop() {
+            match pending {
+                Pending::Root(node) => self.expand(node, upper).await?,
+                Pending::Node { height, entry } => {
+                    if self.touched_in(&self.range_of(&entry, upper.as_ref())?) > 0 {
+                        self.expand(entry.id, upper).await?;
+                        continue;
+                    }
+                    self.is_first = false;
+                    return Ok(Some(Found::Node { height, entry }));
+                }
+                Pending::Segment(entry) => {
+                    self.visited += 1;
+                    let mut range = self.range_of(&entry, upper.as_ref())?;
+                    let mut touched = self.touched_in(&range);
+                    self.is_first = false;
+                    if touched == 0 {
+                        return Ok(Some(Found::Segment(entry)));
+                    }
+                    let mut segments = 1;
+                    // Neighbours that changed too are read with it.
+                    while segments < TOGETHER
+                        && let Some((Pending::Segment(next), upper)) = self.pending.last()
+                    {
+                        let next = self.range_of(next, upper.as_ref())?;
+                        let more = self.touched_in(&next);
+                        if more == 0 {
+                            break;
+                        }
+                        self.pending.pop();
+                        self.visited += 1;
+                        range.upper = next.upper;
+                        touched += more;
+                        segments += 1;
+                    }
+                    return Ok(Some(Found::Changed { range, touched, segments }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next pieces, with the documents of those that changed. Empty at the end.
+    async fn window(&mut self, source: &ScanSource, by_filter: bool) -> Result<VecDeque<Piece>> {
+        let mut window = VecDeque::new();
+        let mut wanted: Vec<(usize, KeyRange)> = Vec::new();
+        let mut changed = 0;
+        while changed < SEGMENTS_A_WINDOW && window.len() < PIECES_A_WINDOW {
+            let piece = match self.next().await? {
+                None => break,
+                Some(Found::Node { height, entry }) => Piece::Node { height, entry },
+                Some(Found::Segment(entry)) => Piece::Segment(entry),
+                Some(Found::Changed { range, touched, .. }) if touched > HELD_AT_MOST => Piece::Range(range),
+                Some(Found::Changed { range, segments, .. }) => {
+                    changed += segments;
+                    wanted.push((window.len(), range));
+                    Piece::Documents(Vec::new())
+                }
+            };
+            window.push_back(piece);
+        }
+        let commands: Vec<Vec<(usize, KeyRange)>> = wanted.chunks(RANGES_A_COMMAND).map(<[_]>::to_vec).collect();
+        let read: Vec<Vec<(usize, Vec<u8>)>> = stream::iter(commands)
+            .map(|some| async move {
+                let (positions, ranges): (Vec<usize>, Vec<KeyRange>) = some.into_iter().unzip();
+                let read = source.read_ranges(&ranges, by_filter).await?;
+                Ok::<_, Error>(positions.into_iter().zip(read).collect())
+            })
+            .buffered(COMMANDS_AT_ONCE)
+            .try_collect()
+            .await?;
+        for (position, documents) in read.into_iter().flatten() {
+            if let Some(piece) = window.get_mut(position) {
+                *piece = Piece::Documents(documents);
+            }
+        }
+        Ok(window)
+    }
+}
+
+async fn read_node(repository: &Repository, node: SegmentId) -> Result<(u8, Vec<TreeEntry>)> {
+    let bytes = repository.read_segments(Content::Node, &[node]).await?;
+    tree::decode(bytes.first().map(|bytes| &bytes[..]).unwrap_or_default())
+}
+
+/// Adds pieces to the tree that grows.
+async fn grow(
+    repository: &Repository,
+    source: &ScanSource,
+    mut growth: Regrowth,
+    mut pieces: VecDeque<Piece>,
+    meter: &PhaseMeter,
+) -> Result<Grown> {
+    let (mut read, mut taken_apart) = (0, 0);
+    while !pieces.is_empty() {
+        // All that needs no reading, on a blocking thread.
+        let work = tokio::task::spawn_blocking(move || grow_at_once(growth, pieces));
+        let documents;
+        (growth, pieces, documents) = work.await??;
+        growth.store().send_full().await?;
+        meter.advance(documents, 0);
+        read += documents;
+        // Where the older tree does not fit, it is taken apart.
+        match pieces.pop_front() {
+            None => break,
+            Some(Piece::Node { entry, .. }) => {
+                let (height, entries) = read_node(repository, entry.id).await?;
+                if height == 0 {
+                    taken_apart += i64::try_from(entries.len()).unwrap_or(0);
+                }
+                for entry in entries.into_iter().rev() {
+                    pieces.push_front(match height.checked_sub(1) {
+                        Some(height) => Piece::Node { height, entry },
+                        None => Piece::Segment(entry),
+                    });
+                }
+            }
+            Some(Piece::Segment(entry)) => {
+                for segment in repository.read_segments(Content::Documents, &[entry.id]).await? {
+                    pieces.push_front(Piece::Documents(segment.to_vec()));
+                }
+            }
+            Some(Piece::Range(range)) => {
+                let mut scan = source.scan(range);
+                while let Some(batch) = scan.next().await? {
+                    let mut documents = Vec::new();
+                    for document in batch.documents()? {
+                        documents.extend_from_slice(document?.as_bytes());
+                    }
+                    drop(batch);
+                    let (returned, _, count) =
+                        tokio::task::spawn_blocking(move || grow_at_once(growth, [Piece::Documents(documents)].into())).await??;
+                    growth = returned;
+                    growth.store().send_full().await?;
+                    meter.advance(count, 0);
+                    read += count;
+                }
+            }
+            Some(Piece::Documents(_)) => return Err(Error::internal("documents that were read were not cut")),
+        }
+    }
+    Ok(Grown { growth, read, taken_apart })
+}
+
+/// What came of growing.
+struct Grown {
+    growth: Regrowth,
+    /// Documents read.
+    read: u64,
+    /// Segments below nodes that could not be taken over whole.
+    taken_apart: i64,
+}
+
+/// Adds pieces until one comes for which something must be read.
+fn grow_at_once(mut growth: Regrowth, mut pieces: VecDeque<Piece>) -> Result<(Regrowth, VecDeque<Piece>, u64)> {
+    let mut documents = 0;
+    while let Some(piece) = pieces.pop_front() {
+        match piece {
+            Piece::Node { height, entry } if growth.takes_nodes(height) => growth.take_over_node(height, entry)?,
+            Piece::Segment(entry) if growth.takes_segments() => growth.take_over_segment(entry)?,
+            Piece::Documents(bytes) => {
+                documents += documents_of(&bytes).count() as u64;
+                growth.cut(&bytes)?;
+            }
+            other => {
+                pieces.push_front(other);
+                break;
+            }
+        }
+    }
+    Ok((growth, pieces, documents))
+}
+
+/// So many neighbouring segments are read together.
+const TOGETHER: usize = 8;
+const RANGES_A_COMMAND: usize = 24;
+const COMMANDS_AT_ONCE: usize = 3;
+/// So many segments that changed are held: a few MiB.
+const SEGMENTS_A_WINDOW: usize = 96;
+const PIECES_A_WINDOW: usize = 8192;
+/// Where more documents have changed than this, they are streamed.
+const HELD_AT_MOST: usize = 2000;
