@@ -1,13 +1,13 @@
-//! The whole story in one minute: a real MongoDB with data in it is backed up, grows, is backed up again, is damaged, and
-//! comes back.
+//! The whole story in one minute: a real MongoDB with data in it is backed up, grows, is backed up again, meets with a disaster, and comes back as it
+//! was the second before.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
-use mongo_backup::{Backup, Key, LocalArchive, Repository, Restore, Verify};
+use mongo_backup::{Backup, Capture, Key, LocalArchive, Repository, Restore, RestorePoint, SnapshotChoice, Verify};
 use mongo_core::{
-    Deployment, Error, Result,
-    bson::{Document, doc},
+    CancellationToken, Deployment, Error, Result,
+    bson::{DateTime, Document, doc},
     mongodb::IndexModel,
 };
 use mongo_examples::{Host, human_bytes, print_json, run};
@@ -33,8 +33,11 @@ struct Story {
     documents_before: u64,
     first_backup_stored_bytes: u64,
     second_backup_stored_bytes: u64,
+    second_backup_documents_read: u64,
     reused_segments: u64,
+    captured_entries: u64,
     restored_documents: u64,
+    replayed_operations: u64,
     identical: bool,
 }
 
@@ -71,30 +74,48 @@ async fn tell(cli: Cli) -> Result<ExitCode> {
     let first = backup.run().await?;
     say(format!("3. backup             {} in {:.2} s, {}", human_bytes(first.bytes), first.seconds, first.consistency));
 
+    let stop = CancellationToken::new();
+    let capture = Capture::builder(deployment, &repository).cancellation(stop.clone()).build()?;
+    let capturing = tokio::spawn(async move { capture.run().await });
+
     orders.insert_many((cli.documents..cli.documents + 200).map(order)).await?;
     orders.update_one(doc! { "_id": 7 }, doc! { "$set": { "status": "shipped" } }).await?;
     let second = backup.run().await?;
     say(format!(
-        "4. more data, backup  a full snapshot again, but only {} stored anew: {} of {} segments were there",
-        human_bytes(second.stored_bytes),
-        second.reused_segments,
-        second.reused_segments + second.new_segments
+        "4. more data, backup  a full snapshot again, but {} of {} documents read and {} stored: the oplog told what had changed",
+        second.documents_read,
+        second.documents,
+        human_bytes(second.stored_bytes)
     ));
-    let proof = fingerprint(deployment).await?;
 
+    // Business goes on, and no backup knows of it.
+    orders.insert_many((cli.documents + 200..cli.documents + 300).map(order)).await?;
+    orders.update_many(doc! { "customer": 42 }, doc! { "$push": { "notes": "called" } }).await?;
+    let proof = fingerprint(deployment).await?;
+    let before = second_of(deployment).await?;
+    while second_of(deployment).await? == before {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     orders.delete_many(doc! { "customer": { "$lt": 50 } }).await?;
     orders.update_many(doc! {}, doc! { "$set": { "total": 0 } }).await?;
     orders.drop_indexes().await?;
     say(format!("5. disaster           {} orders left, all with a total of 0, no index", orders.count_documents(doc! {}).await?));
 
+    stop.cancel();
+    let captured = capturing.await??;
     let verified = Verify::new(&repository).run().await?;
     if !verified.is_sound() {
         return Err(Error::corrupt("the repository does not verify"));
     }
-    let restored = Restore::builder(&repository, second.id.clone()).into(deployment).drop_existing().build()?.run().await?;
+    let restore = Restore::builder(&repository, SnapshotChoice::Latest).into(deployment).drop_existing();
+    let restored = restore.at(RestorePoint::Second(before)).build()?.run().await?;
     say(format!(
-        "6. verify, restore    {} documents and {} indexes in {:.2} s",
-        restored.documents, restored.indexes, restored.seconds
+        "6. verify, restore    to {}, the second before: {} documents, {} operations of the oplog and {} indexes in {:.2} s",
+        DateTime::from_millis(i64::from(before) * 1000).try_to_rfc3339_string().unwrap_or_default(),
+        restored.documents,
+        restored.replayed,
+        restored.indexes,
+        restored.seconds
     ));
 
     let identical = fingerprint(deployment).await? == proof;
@@ -112,19 +133,30 @@ async fn tell(cli: Cli) -> Result<ExitCode> {
             documents_before: second.documents,
             first_backup_stored_bytes: first.stored_bytes,
             second_backup_stored_bytes: second.stored_bytes,
+            second_backup_documents_read: second.documents_read,
             reused_segments: second.reused_segments,
+            captured_entries: captured.entries,
             restored_documents: restored.documents,
+            replayed_operations: restored.replayed,
             identical,
         })?;
     }
     Ok(if identical && restored.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The second in which the deployment would note an operation now: its own clock, or that of its newest operation if that is ahead.
+async fn second_of(deployment: &Deployment) -> Result<u32> {
+    let reply = deployment.database("admin").run_command(doc! { "hello": 1 }).await?;
+    let written = reply.get_timestamp("operationTime").map_or(0, |at| at.time);
+    let clock = reply.get_datetime("localTime").map_or(0, |at| at.timestamp_millis() / 1000);
+    Ok(written.max(u32::try_from(clock).unwrap_or(0)))
+}
+
 fn order(number: i32) -> Document {
     doc! {
         "_id": number,
         "customer": (number.wrapping_mul(7919)).rem_euclid(500),
-        "placed": mongo_core::bson::DateTime::from_millis(1_700_000_000_000 + i64::from(number) * 60_000),
+        "placed": DateTime::from_millis(1_700_000_000_000 + i64::from(number) * 60_000),
         "items": [{ "sku": format!("sku-{}", number % 300), "count": number % 5 + 1 }],
         "total": f64::from(number % 400) * 1.25,
         "status": "open",

@@ -1,12 +1,19 @@
 //! `backup create`: make a snapshot.
 
-use std::process::ExitCode;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Args;
 use mongo_backup::{Backup, BackupReport};
-use mongo_core::Result;
+use mongo_core::{
+    Error, Result,
+    transform::{Redaction, Redactions},
+};
 use mongo_examples::{Access, cancel_on_interrupt, human_bytes, print_json, terminal_progress};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::place::{Place, deployment};
 
@@ -32,6 +39,10 @@ pub(crate) struct Create {
     /// Name the deployment, where several are backed up into one repository: prune counts each by itself
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
+    /// Change documents on the way in by the rules of a JSON file: {"secret": "…", "rules": [{"ns": "shop.*", "field": "email",
+    /// "action": "hash"}]} with the actions drop, mask and hash
+    #[arg(long, value_name = "FILE")]
+    sanitize: Option<PathBuf>,
     /// Show what would be backed up and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -56,6 +67,9 @@ impl Create {
         }
         if let Some(source) = &self.source {
             builder = builder.source(source);
+        }
+        if let Some(file) = &self.sanitize {
+            builder = builder.transform(Arc::new(redactions(file)?));
         }
         for tag in &self.tags {
             builder = builder.tag(tag);
@@ -84,6 +98,42 @@ impl Create {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What a file of rules says.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rules {
+    /// What makes the hashes; whoever has it can test guesses.
+    secret: Option<String>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    ns: String,
+    field: String,
+    action: Redaction,
+}
+
+fn redactions(file: &Path) -> Result<Redactions> {
+    let wrong = |what: &'static str| Error::invalid(what).with_context("file", file.display());
+    let text = std::fs::read_to_string(file).map_err(|error| wrong("the file of rules cannot be read").with_source(error))?;
+    let rules: Rules = serde_json::from_str(&text).map_err(|error| {
+        let expected = "the file of rules is not as it should be, {\"secret\": \"…\", \"rules\": [{\"ns\": \"shop.*\", \"field\": \"email\", \"action\": \"drop, mask or hash\"}]}";
+        wrong(expected).with_source(error)
+    })?;
+    if rules.rules.is_empty() {
+        return Err(wrong("the file holds no rule"));
+    }
+    let hashes = rules.rules.iter().any(|rule| rule.action == Redaction::Hash);
+    let secret = match rules.secret {
+        Some(secret) if !secret.is_empty() => secret,
+        _ if hashes => return Err(wrong("hashes need a secret: give one, and keep it from those who see the result")),
+        _ => String::new(),
+    };
+    rules.rules.iter().try_fold(Redactions::new(secret), |redactions, rule| redactions.rule(&rule.ns, &rule.field, rule.action))
 }
 
 #[derive(Serialize)]

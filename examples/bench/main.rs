@@ -3,6 +3,7 @@
 //! Data come from a seed. What is compared runs in the same process run, alternating, and medians are printed.
 
 mod orders;
+mod replay;
 mod rounds;
 
 use std::{
@@ -26,7 +27,7 @@ use mongo_examples::{Host, human_bytes, print_json, run};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::{orders::Orders, rounds::Round};
+use crate::{orders::Orders, replay::Speed, rounds::Round};
 
 /// Measures this family against the bare server, and against other programs given by --peer.
 #[derive(Parser)]
@@ -48,6 +49,8 @@ enum Command {
     Backup(Settings),
     /// Restore, and against mongorestore with --peer mongorestore=PATH --peer mongodump=PATH
     Restore(Settings),
+    /// Apply an oplog of half as many operations as there are documents, and against mongorestore with --peer mongorestore=PATH
+    Replay(Settings),
 }
 
 #[derive(Args, Clone)]
@@ -80,10 +83,11 @@ fn main() -> ExitCode {
     run(async move {
         let defaults =
             Settings { documents: 200_000, peer: Vec::new(), runs: 3, level: 1, folder: None, rounds: false, unencrypted: false };
-        let (settings, restore) = match cli.command {
-            None => (defaults, false),
-            Some(Command::Backup(settings)) => (settings, false),
-            Some(Command::Restore(settings)) => (settings, true),
+        let (settings, work) = match cli.command {
+            None => (defaults, Work::Backup),
+            Some(Command::Backup(settings)) => (settings, Work::Backup),
+            Some(Command::Restore(settings)) => (settings, Work::Restore),
+            Some(Command::Replay(settings)) => (settings, Work::Replay),
         };
         let host = match &cli.uri {
             Some(_) => Host::at(cli.uri.as_deref()).await?,
@@ -92,7 +96,7 @@ fn main() -> ExitCode {
         eprintln!("{}", host.describe());
         let bench =
             Bench { deployment: host.deployment.clone(), uri: host.uri(cli.uri.as_deref()), settings, clock: SystemClock::new() };
-        let figures = bench.run(restore).await?;
+        let figures = bench.run(work).await?;
         if cli.json {
             print_json(&figures)?
         } else {
@@ -100,6 +104,14 @@ fn main() -> ExitCode {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Backup,
+    Restore,
+    Replay,
 }
 
 struct Bench {
@@ -116,6 +128,8 @@ struct Figures {
     rows: Vec<Row>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rounds: Vec<Round>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    replays: Vec<Speed>,
 }
 
 #[derive(Serialize)]
@@ -136,13 +150,20 @@ impl Figures {
         println!("{} documents, {}", self.documents, human_bytes(self.bytes));
         for round in &self.rounds {
             println!(
-                "{:18} first {:>6.2} s {:>12}   next {:>6.2} s {:>12}  {:>7.2} %",
+                "{:18} first {:>6.2} s {:>12}   next {:>6.2} s {:>6.1} % {:>12}  {:>7.2} %",
                 round.what,
                 round.first_seconds,
                 human_bytes(round.first_bytes),
                 round.next_seconds,
+                round.next_seconds / round.first_seconds * 100.0,
                 human_bytes(round.grown_bytes),
                 round.grown_share * 100.0
+            );
+        }
+        for speed in &self.replays {
+            println!(
+                "{:28} {:>9} operations {:>10.0} a second {:>8.2}x",
+                speed.what, speed.operations, speed.operations_per_second, speed.ours_over_this
             );
         }
         if self.rows.is_empty() {
@@ -172,7 +193,7 @@ struct Measured {
 }
 
 impl Bench {
-    async fn run(&self, restore: bool) -> Result<Figures> {
+    async fn run(&self, work: Work) -> Result<Figures> {
         let bytes = self.fill().await?;
         let temporary =
             tempfile::tempdir().map_err(|error| Error::internal("no temporary folder to be had").with_source(error))?;
@@ -180,12 +201,17 @@ impl Bench {
         if self.settings.rounds {
             let rounds = self.rounds(&folder).await?;
             self.deployment.database(DATABASE).drop().await?;
-            return Ok(Figures { documents: self.settings.documents, bytes, rows: Vec::new(), rounds });
+            return Ok(Figures { documents: self.settings.documents, bytes, rows: Vec::new(), rounds, replays: Vec::new() });
         }
-        let rows = if restore { self.restores(&folder, bytes).await } else { self.backups(&folder, bytes).await }?;
+        let (mut rows, mut replays) = (Vec::new(), Vec::new());
+        match work {
+            Work::Backup => rows = self.backups(&folder, bytes).await?,
+            Work::Restore => rows = self.restores(&folder, bytes).await?,
+            Work::Replay => replays = self.replays(&folder).await?,
+        }
         self.deployment.database(DATABASE).drop().await?;
         self.deployment.database(COPY).drop().await?;
-        Ok(Figures { documents: self.settings.documents, bytes, rows, rounds: Vec::new() })
+        Ok(Figures { documents: self.settings.documents, bytes, rows, rounds: Vec::new(), replays })
     }
 
     async fn fill(&self) -> Result<u64> {

@@ -16,6 +16,7 @@ mod replication_mode;
 mod retry;
 pub mod state;
 pub mod transfer;
+pub mod transform;
 
 pub use mongodb;
 pub use mongodb::bson;

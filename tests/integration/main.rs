@@ -16,6 +16,7 @@ mod audit;
 mod awkward;
 mod backup;
 mod bad_input;
+mod capture;
 mod connecting;
 mod consistency;
 mod core_data;

@@ -43,7 +43,7 @@ impl Capturing {
     }
 }
 
-async fn repository() -> Repository {
+pub(crate) async fn repository() -> Repository {
     Repository::open_or_init(MemoryArchive::new(), Key::host([3; 32])).await.unwrap()
 }
 

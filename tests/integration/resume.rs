@@ -30,11 +30,17 @@ use crate::{
 
 /// Cancels a token behind the `n`-th save: an interruption at a place of the test's choosing.
 #[derive(Debug)]
-struct Interrupting {
+pub(crate) struct Interrupting {
     inner: Arc<dyn StateStore>,
     saves: AtomicU64,
     at: u64,
     token: CancellationToken,
+}
+
+impl Interrupting {
+    pub(crate) fn new(inner: Arc<dyn StateStore>, at: u64, token: CancellationToken) -> Self {
+        Self { inner, saves: AtomicU64::new(0), at, token }
+    }
 }
 
 #[async_trait]

@@ -15,6 +15,7 @@ use mongo_core::{
         partition::{Key, KeyRange, ScanOrder, partition},
         scan::{MemoryBudget, ScanSource},
     },
+    transform::Transform,
 };
 use tokio::task::JoinSet;
 
@@ -27,7 +28,7 @@ use crate::{
     metrics::BackupMetrics,
     repository::{
         Repository,
-        assembly::{Assembly, Cutter, Head, Regrowth, store_catalog},
+        assembly::{Assembly, Changing, Cutter, Head, Regrowth, store_catalog},
         config::Config,
         manifest::SnapshotNamespace,
         segment::Segmenter,
@@ -50,6 +51,8 @@ pub(super) struct Context<'a> {
     /// What an older snapshot holds, and what has changed since.
     pub(super) older: Option<Older>,
     pub(super) repository: &'a Repository,
+    /// What changes documents on the way in.
+    pub(super) transform: Option<Arc<dyn Transform>>,
     pub(super) meter: Arc<PhaseMeter>,
     pub(super) metrics: BackupMetrics,
     pub(super) stop: CancellationToken,
@@ -192,7 +195,8 @@ pub(super) async fn collect(
     // There may be very many: none is held but while it is stored.
     let mut reports = Vec::with_capacity(roots.len());
     let namespaces = roots.into_values().zip(&catalog.entries).map(|((root, boundary_bits), entry)| {
-        let in_id_order = ScanOrder::of(entry, context.deployment.server_version()) == ScanOrder::Id;
+        let changes_ids = context.transform.as_ref().is_some_and(|transform| transform.changes_ids(entry.namespace()));
+        let in_id_order = ScanOrder::of(entry, context.deployment.server_version()) == ScanOrder::Id && !changes_ids;
         let namespace = SnapshotNamespace { entry: entry.clone(), root, boundary_bits, in_id_order };
         reports.push(NamespaceReport::of(&namespace));
         namespace
@@ -250,6 +254,7 @@ impl Context<'_> {
                 collection,
                 range,
                 source: source.clone(),
+                changing: self.transform.clone().map(|transform| Changing { transform, namespace: entry.namespace().clone() }),
                 keys,
                 store: Arc::clone(&self.store),
                 segmenter: Segmenter::new(&self.config.keys, self.config.sizes, bits),
@@ -320,6 +325,7 @@ struct Job {
     collection: usize,
     range: usize,
     source: ScanSource,
+    changing: Option<Changing>,
     keys: KeyRange,
     store: Arc<SegmentStore>,
     segmenter: Segmenter,
@@ -368,7 +374,8 @@ async fn read_once(job: &Job) -> Result<RangeDone> {
     let mut scan = job.source.scan(job.keys.clone());
     let mut batch = scan.next().await.map_err(explain)?;
     while let Some(current) = batch {
-        let work = tokio::task::spawn_blocking(move || cutter.take(&current).map(|counts| (cutter, counts)));
+        let changing = job.changing.clone();
+        let work = tokio::task::spawn_blocking(move || cutter.take(&current, changing.as_ref()).map(|counts| (cutter, counts)));
         let next = scan.next().await;
         let (returned, (documents, bytes)) = work.await??;
         cutter = returned;

@@ -35,10 +35,11 @@ use mongo_core::{
     mongodb::options::SelectionCriteria,
     progress::{PhaseMeter, ProgressEvent, ProgressSink, Total},
     transfer::{
-        catalog::{Catalog, CollectionEntry, LeftOut, collection_uuids},
+        catalog::{Catalog, CollectionEntry, CollectionKind, LeftOut, collection_uuids},
         oplog::{Entry, Oplog, OplogRead, ReplicaSetId},
         scan::is_snapshot_lost,
     },
+    transform::Transform,
 };
 
 /// A backup of a deployment into a repository.
@@ -58,6 +59,7 @@ pub struct Backup {
     repository: Repository,
     settings: BackupSettings,
     from: Option<SelectionCriteria>,
+    transform: Option<Arc<dyn Transform>>,
     progress: Arc<dyn ProgressSink>,
     metrics: metrics::BackupMetrics,
     cancel: CancellationToken,
@@ -96,6 +98,14 @@ impl Backup {
             ));
         }
         let catalog = self.read_catalog().await?;
+        let series = catalog.entries.iter().find(|entry| entry.kind() == CollectionKind::TimeSeries);
+        if let Some(series) = series.filter(|_| self.transform.is_some()) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "measurements lie in buckets, into which a transform does not look: leave time-series collections out",
+            )
+            .with_context("namespace", series.namespace()));
+        }
         let names = catalog.entries.iter().map(CollectionEntry::namespace);
         if let [first, ..] = self.settings.selection.unmatched(names).as_slice() {
             return Err(Error::new(ErrorKind::NotFound, "no collection matches the pattern: check its spelling")
@@ -128,7 +138,10 @@ impl Backup {
     async fn read_catalog(&self) -> Result<Catalog> {
         // From the primary, whatever is read from: a secondary that lags does not know of the newest collections yet.
         let mut catalog = Catalog::read(&self.deployment, &self.settings.selection, None).await?;
-        catalog.read_users_and_roles(&self.deployment, &self.settings.selection).await?;
+        // Who sees less of the documents should see nothing of the credentials.
+        if self.transform.is_none() {
+            catalog.read_users_and_roles(&self.deployment, &self.settings.selection).await?;
+        }
         Ok(catalog)
     }
 
@@ -152,6 +165,10 @@ impl Backup {
 
     /// From where its oplog must be read to know everything that happens from now on; none where there is no oplog, or none that may be read.
     async fn history(&self) -> Result<Option<History>> {
+        // The oplog tells documents as they are, not as they are stored.
+        if self.transform.is_some() {
+            return Ok(None);
+        }
         let Ok(oplog) = Oplog::of(&self.deployment) else { return Ok(None) };
         let read = async {
             let (set, beginning) = (oplog.replica_set_id().await?, oplog.beginning().await?);
@@ -415,6 +432,7 @@ impl Backup {
         }
         let Some(history) = history else {
             return none(match self.deployment.topology() {
+                _ if self.transform.is_some() => "documents are changed on the way, which the oplog does not tell",
                 Topology::Standalone => "a standalone server has no oplog that tells what has changed",
                 _ => "the oplog, which tells what has changed, may not be read",
             });
@@ -534,6 +552,7 @@ impl Job<'_> {
                 known_bits,
                 older,
                 repository: &backup.repository,
+                transform: backup.transform.clone(),
                 meter: Arc::clone(&meter),
                 metrics: backup.metrics.clone(),
                 stop: stop.clone(),

@@ -8,6 +8,7 @@ use mongo_core::{
     mongodb::options::{ReadPreference, SelectionCriteria},
     progress::{NoProgress, ProgressSink},
     transfer::partition::PartitionSettings,
+    transform::Transform,
 };
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +88,7 @@ pub struct BackupBuilder {
     settings: BackupSettings,
     selection: Result<NamespaceSelection>,
     read_preference: Option<ReadPreference>,
+    transform: Option<Arc<dyn Transform>>,
     progress: Arc<dyn ProgressSink>,
     metrics: Arc<dyn MetricsSink>,
     cancel: CancellationToken,
@@ -100,6 +102,7 @@ impl BackupBuilder {
             settings: BackupSettings::default(),
             selection: Ok(NamespaceSelection::all()),
             read_preference: None,
+            transform: None,
             progress: Arc::new(NoProgress),
             metrics: Arc::new(NoMetrics),
             cancel: CancellationToken::new(),
@@ -147,6 +150,15 @@ impl BackupBuilder {
         self
     }
 
+    /// Stores what `transform` makes of the documents, as [`Redactions`](mongo_core::transform::Redactions) that take out what not everybody may see.
+    ///
+    /// What it leaves out is nowhere in the repository. Such a snapshot holds no users and roles, cannot be rolled forward, and takes nothing over from
+    /// others: everything is read each time. Time-series collections must be excluded.
+    pub fn transform(mut self, transform: Arc<dyn Transform>) -> Self {
+        self.transform = Some(transform);
+        self
+    }
+
     /// Sends metrics to `sink`.
     pub fn metrics(mut self, sink: Arc<dyn MetricsSink>) -> Self {
         self.metrics = sink;
@@ -172,6 +184,7 @@ impl BackupBuilder {
             deployment: self.deployment,
             repository: self.repository,
             settings: BackupSettings { selection, ..self.settings },
+            transform: self.transform,
             from: self.read_preference.map(SelectionCriteria::ReadPreference),
             progress: self.progress,
             metrics: metrics::BackupMetrics::register(&*self.metrics),

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mongo_core::{Error, Result, bson::RawDocument, transfer::scan::ScanBatch};
+use mongo_core::{
+    Error, Namespace, Result,
+    bson::RawDocument,
+    transfer::{leading_id, scan::ScanBatch},
+    transform::{Transform, Transformed},
+};
 
 use super::{
     config::Config,
@@ -26,6 +31,36 @@ pub(crate) struct Cutter {
     entries: Vec<TreeEntry>,
 }
 
+/// Changes the documents of a collection on their way.
+#[derive(Clone, Debug)]
+pub(crate) struct Changing {
+    pub(crate) transform: Arc<dyn Transform>,
+    pub(crate) namespace: Namespace,
+}
+
+impl Changing {
+    /// Gives what becomes of a document to `take`.
+    pub(crate) fn change(&self, document: &RawDocument, mut take: impl FnMut(&RawDocument) -> Result<()>) -> Result<()> {
+        let failed = |error: Error| error.wrap("a document could not be changed").with_context("namespace", &self.namespace);
+        let changed = match self.transform.apply(&self.namespace, document).map_err(failed)? {
+            Transformed::Keep => return take(document),
+            Transformed::Drop => return Ok(()),
+            Transformed::Replace(changed) => vec![changed],
+            Transformed::Split(changed) => changed,
+            _ => return Err(Error::internal("a document became something that is not known here")),
+        };
+        let changes_ids = self.transform.changes_ids(&self.namespace);
+        for changed in changed {
+            let id = leading_id(changed.as_bytes());
+            if id.is_none() || (!changes_ids && id != leading_id(document.as_bytes())) {
+                return Err(failed(Error::invalid("a transform must leave documents their _id, or say that it changes _ids")));
+            }
+            take(&changed)?;
+        }
+        Ok(())
+    }
+}
+
 /// What a range begins with.
 pub(crate) enum Head {
     /// No anchor has come yet: the documents so far, back to back.
@@ -41,13 +76,16 @@ impl Cutter {
         Self { blocks: BlockWriter::new(store), segmenter, bits, head, entries: Vec::new() }
     }
 
-    pub(crate) fn take(&mut self, batch: &ScanBatch) -> Result<(u64, u64)> {
+    pub(crate) fn take(&mut self, batch: &ScanBatch, changed_by: Option<&Changing>) -> Result<(u64, u64)> {
         let (mut documents, mut bytes) = (0, 0);
         for document in batch.documents()? {
             let document = document?;
             documents += 1;
             bytes += document.as_bytes().len() as u64;
-            self.push(document)?;
+            match changed_by {
+                None => self.push(document)?,
+                Some(changing) => changing.change(document, |document| self.push(document))?,
+            }
         }
         Ok((documents, bytes))
     }

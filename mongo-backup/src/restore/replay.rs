@@ -1,10 +1,6 @@
 //! Rolling what was restored forward, by the oplog.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use mongo_core::{
     Error, Namespace, Result,
@@ -197,7 +193,7 @@ impl Listener for Applying<'_> {
     }
 
     async fn reached(&mut self, at: Timestamp) -> Result<()> {
-        if self.checkpoint.is_none() || self.saved.elapsed() < SAVE_EVERY.max(self.restore.settings.checkpoint_every) {
+        if self.checkpoint.is_none() || self.saved.elapsed() < self.restore.settings.checkpoint_every {
             return Ok(());
         }
         self.replay.settle().await?;
@@ -217,6 +213,4 @@ impl Listener for Applying<'_> {
     }
 }
 
-/// A save waits for the lanes to be empty.
-const SAVE_EVERY: Duration = Duration::from_secs(2);
 const MISSING_KEPT: usize = 10_000;

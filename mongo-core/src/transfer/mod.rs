@@ -28,6 +28,7 @@ pub mod scan;
 pub mod write;
 pub mod written;
 
-mod raw;
+pub(crate) mod raw;
 
+pub(crate) use order::place_of_number;
 pub use raw::{check_structure, leading_id, without};

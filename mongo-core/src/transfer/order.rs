@@ -43,26 +43,25 @@ pub(super) fn place_hash(value: &Element<'_>) -> u64 {
     hasher.finish()
 }
 
+/// The same for numbers that are equal, whatever their types: they are nearest to the same double.
+pub(crate) fn place_of_number(value: &Element<'_>) -> u64 {
+    let number = match value.kind {
+        raw::DOUBLE => value.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes)),
+        raw::DECIMAL => value.value.first_chunk().and_then(|bytes| Decimal128::from_bytes(*bytes).to_string().parse().ok()),
+        _ => value.as_integer().map(|number| number as f64),
+    };
+    match number.unwrap_or(f64::NAN) {
+        number if number.is_nan() => u64::MAX,
+        0.0 => 0,
+        number => number.to_bits(),
+    }
+}
+
 fn hash_place(value: &Element<'_>, depth: u32, hasher: &mut DefaultHasher) {
     match value.kind {
         raw::DOUBLE | raw::INT32 | raw::INT64 | raw::DECIMAL => {
-            // Numbers that are equal are nearest to the same double.
-            let number = match value.kind {
-                raw::DOUBLE => value.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes)),
-                raw::DECIMAL => {
-                    value.value.first_chunk().and_then(|bytes| Decimal128::from_bytes(*bytes).to_string().parse().ok())
-                }
-                _ => value.as_integer().map(|number| number as f64),
-            };
-            let number = number.unwrap_or(f64::NAN);
             hasher.write_u8(raw::DOUBLE);
-            hasher.write_u64(if number.is_nan() {
-                u64::MAX
-            } else if number == 0.0 {
-                0
-            } else {
-                number.to_bits()
-            });
+            hasher.write_u64(place_of_number(value));
         }
         // Deeper values are too rare to be worth telling apart.
         raw::DOCUMENT | raw::ARRAY if depth >= 4 => hasher.write_u8(value.kind),

@@ -11,7 +11,7 @@ use mongodb::{
 use crate::error::{Error, Result};
 
 /// Runs a command that returns a cursor and collects every document of the reply, raw.
-pub(super) async fn list(
+pub(crate) async fn list(
     database: &Database,
     command: RawDocumentBuf,
     from: Option<&SelectionCriteria>,
@@ -49,7 +49,7 @@ pub fn without(source: &RawDocument, dropped: &[&str]) -> Result<RawDocumentBuf>
 /// A command with a long array of documents in it, written in one pass: `head`, then `array` with `documents`, then `tail`.
 ///
 /// The general builders copy each document three times on the way into a command, which doubles the memory of a bulk write.
-pub(super) fn command_with<'a>(
+pub(crate) fn command_with<'a>(
     head: &RawDocument,
     array: &str,
     documents: impl Iterator<Item = &'a RawDocument> + Clone,
@@ -85,22 +85,22 @@ fn without_end(document: &RawDocument) -> &[u8] {
     bytes.strip_suffix(&[0]).unwrap_or(bytes)
 }
 
-pub(super) const DOCUMENT: u8 = 0x03;
-pub(super) const ARRAY: u8 = 0x04;
-pub(super) const NULL: u8 = 0x0a;
+pub(crate) const DOCUMENT: u8 = 0x03;
+pub(crate) const ARRAY: u8 = 0x04;
+pub(crate) const NULL: u8 = 0x0a;
 /// The type, up to ten digits, and the zero.
 const LONGEST_KEY: usize = 12;
 
 /// One field of a document, nothing of it decoded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Element<'a> {
-    pub(super) kind: u8,
-    pub(super) name: &'a [u8],
-    pub(super) value: &'a [u8],
+pub(crate) struct Element<'a> {
+    pub(crate) kind: u8,
+    pub(crate) name: &'a [u8],
+    pub(crate) value: &'a [u8],
 }
 
 /// A document with an array of these values under a name.
-pub(super) fn array_as(name: &str, values: &[Element<'_>]) -> Result<RawDocumentBuf> {
+pub(crate) fn array_as(name: &str, values: &[Element<'_>]) -> Result<RawDocumentBuf> {
     let mut array = vec![0; 4];
     for (position, value) in values.iter().enumerate() {
         array.push(value.kind);
@@ -114,26 +114,26 @@ pub(super) fn array_as(name: &str, values: &[Element<'_>]) -> Result<RawDocument
 }
 
 impl<'a> Element<'a> {
-    pub(super) fn as_str(&self) -> Option<&'a str> {
+    pub(crate) fn as_str(&self) -> Option<&'a str> {
         let text = (self.kind == STRING).then(|| self.value.get(4..)?.strip_suffix(&[0])).flatten()?;
         std::str::from_utf8(text).ok()
     }
 
-    pub(super) fn as_document(&self) -> Option<&'a RawDocument> {
+    pub(crate) fn as_document(&self) -> Option<&'a RawDocument> {
         (self.kind == DOCUMENT).then(|| RawDocument::from_bytes(self.value).ok()).flatten()
     }
 
     /// An array, as the document that it is: its names are numbers.
-    pub(super) fn as_array(&self) -> Option<&'a RawDocument> {
+    pub(crate) fn as_array(&self) -> Option<&'a RawDocument> {
         (self.kind == ARRAY).then(|| RawDocument::from_bytes(self.value).ok()).flatten()
     }
 
-    pub(super) fn as_bool(&self) -> Option<bool> {
+    pub(crate) fn as_bool(&self) -> Option<bool> {
         (self.kind == BOOLEAN).then(|| self.value.first().map(|byte| *byte != 0)).flatten()
     }
 
     /// A whole number, of whichever type.
-    pub(super) fn as_integer(&self) -> Option<i64> {
+    pub(crate) fn as_integer(&self) -> Option<i64> {
         match self.kind {
             INT32 => self.value.first_chunk().map(|bytes| i64::from(i32::from_le_bytes(*bytes))),
             INT64 => self.value.first_chunk().map(|bytes| i64::from_le_bytes(*bytes)),
@@ -145,30 +145,30 @@ impl<'a> Element<'a> {
         }
     }
 
-    pub(super) fn as_timestamp(&self) -> Option<Timestamp> {
+    pub(crate) fn as_timestamp(&self) -> Option<Timestamp> {
         let bytes = (self.kind == TIMESTAMP).then(|| self.value.first_chunk::<8>()).flatten()?;
         let number = u64::from_le_bytes(*bytes);
         Some(Timestamp { time: u32::try_from(number >> 32).ok()?, increment: u32::try_from(number & 0xffff_ffff).ok()? })
     }
 
     /// The bytes of a UUID.
-    pub(super) fn as_uuid(&self) -> Option<[u8; 16]> {
+    pub(crate) fn as_uuid(&self) -> Option<[u8; 16]> {
         let is_uuid = self.kind == BINARY && self.value.get(4) == Some(&UUID);
         is_uuid.then(|| self.value.get(5..)?.try_into().ok()).flatten()
     }
 
     /// Whether it is a `Timestamp(0, 0)`, for which servers like to put in the time.
-    pub(super) fn is_empty_timestamp(&self) -> bool {
+    pub(crate) fn is_empty_timestamp(&self) -> bool {
         self.kind == TIMESTAMP && self.value.iter().all(|byte| *byte == 0)
     }
 
     /// Whether the server takes it for an operator where it stands in a list: a document whose first field begins with `$`.
-    pub(super) fn is_like_operator(&self) -> bool {
+    pub(crate) fn is_like_operator(&self) -> bool {
         self.kind == DOCUMENT && self.value.get(5) == Some(&b'$')
     }
 
     /// A document with this value under another name.
-    pub(super) fn alone_as(&self, name: &str) -> Result<RawDocumentBuf> {
+    pub(crate) fn alone_as(&self, name: &str) -> Result<RawDocumentBuf> {
         let length = 4 + 1 + name.len() + 1 + self.value.len() + 1;
         let length = i32::try_from(length).map_err(|_| Error::corrupt("a value is too large"))?;
         let bytes = [&length.to_le_bytes()[..], &[self.kind], name.as_bytes(), &[0], self.value, &[0]].concat();
@@ -177,27 +177,27 @@ impl<'a> Element<'a> {
 }
 
 /// A document or an array that is being written.
-pub(super) struct Writer(Vec<u8>);
+pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         let mut bytes = Vec::with_capacity(capacity + 16);
         bytes.extend_from_slice(&[0; 4]);
         Self(bytes)
     }
 
-    pub(super) fn append(&mut self, kind: u8, name: &[u8], value: &[u8]) {
+    pub(crate) fn append(&mut self, kind: u8, name: &[u8], value: &[u8]) {
         self.0.push(kind);
         self.0.extend_from_slice(name);
         self.0.push(0);
         self.0.extend_from_slice(value);
     }
 
-    pub(super) fn element(&mut self, element: Element<'_>) {
+    pub(crate) fn element(&mut self, element: Element<'_>) {
         self.append(element.kind, element.name, element.value);
     }
 
-    pub(super) fn finish(mut self) -> Result<Vec<u8>> {
+    pub(crate) fn finish(mut self) -> Result<Vec<u8>> {
         self.0.push(0);
         let length = i32::try_from(self.0.len()).map_err(|_| Error::corrupt("a document is too large"))?;
         self.0[..4].copy_from_slice(&length.to_le_bytes());
@@ -207,32 +207,32 @@ impl Writer {
 
 /// An `_id` without its document: its type and its value.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct OwnedId(Box<[u8]>);
+pub(crate) struct OwnedId(Box<[u8]>);
 
 impl OwnedId {
-    pub(super) fn of(id: Element<'_>) -> Self {
+    pub(crate) fn of(id: Element<'_>) -> Self {
         Self([&[id.kind], id.value].concat().into())
     }
 
-    pub(super) fn as_element(&self) -> Element<'_> {
+    pub(crate) fn as_element(&self) -> Element<'_> {
         let (kind, value) = self.0.split_first().map_or((NULL, &[][..]), |(kind, value)| (*kind, value));
         Element { kind, name: b"_id", value }
     }
 
-    pub(super) fn to_key(&self) -> Result<super::partition::Key> {
+    pub(crate) fn to_key(&self) -> Result<super::partition::Key> {
         let id = self.as_element();
         super::partition::Key::of_element(&[&[id.kind], b"_id\0".as_slice(), id.value].concat())
     }
 
     /// Whether the server takes it for an operator where it stands in a list: a document whose first field begins with `$`.
-    pub(super) fn is_like_operator(&self) -> bool {
+    pub(crate) fn is_like_operator(&self) -> bool {
         self.as_element().is_like_operator()
     }
 }
 
 /// The fields of a document. Servers store strings and names that are no valid UTF-8 and other values that the driver's
 /// readers refuse; whoever only moves documents must not stumble over them.
-pub(super) fn elements(document: &RawDocument) -> impl Iterator<Item = Result<Element<'_>>> {
+pub(crate) fn elements(document: &RawDocument) -> impl Iterator<Item = Result<Element<'_>>> {
     let bytes = document.as_bytes();
     let mut rest = bytes.get(4..bytes.len() - 1).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -284,7 +284,7 @@ fn check_to(document: &RawDocument, depth: usize) -> Result<()> {
 const DEEPEST: usize = 250;
 
 /// The documents of a server's batch.
-pub(super) fn documents_in(batch: &RawArray) -> Result<impl Iterator<Item = Result<&RawDocument>>> {
+pub(crate) fn documents_in(batch: &RawArray) -> Result<impl Iterator<Item = Result<&RawDocument>>> {
     // An array is a document whose names are numbers; the driver's own iterator decodes those, which costs more than the
     // rest of the work on small documents.
     let fields = elements(RawDocument::from_bytes(batch.as_bytes())?);
@@ -329,7 +329,7 @@ pub fn leading_id(document: &[u8]) -> Option<&[u8]> {
     document.get(4..4 + 1 + 4 + length)
 }
 
-pub(super) fn id_of(document: &RawDocument) -> Result<Element<'_>> {
+pub(crate) fn id_of(document: &RawDocument) -> Result<Element<'_>> {
     // Servers store `_id` first; the search covers documents from elsewhere.
     for element in elements(document) {
         let element = element?;
@@ -340,15 +340,17 @@ pub(super) fn id_of(document: &RawDocument) -> Result<Element<'_>> {
     Err(Error::corrupt("a document has no _id"))
 }
 
-pub(super) const DOUBLE: u8 = 0x01;
-pub(super) const STRING: u8 = 0x02;
+pub(crate) const DOUBLE: u8 = 0x01;
+pub(crate) const STRING: u8 = 0x02;
 const BINARY: u8 = 0x05;
-const BOOLEAN: u8 = 0x08;
-pub(super) const INT32: u8 = 0x10;
-const TIMESTAMP: u8 = 0x11;
-pub(super) const INT64: u8 = 0x12;
-pub(super) const DECIMAL: u8 = 0x13;
-pub(super) const SYMBOL: u8 = 0x0e;
+pub(crate) const BOOLEAN: u8 = 0x08;
+pub(crate) const INT32: u8 = 0x10;
+pub(crate) const TIMESTAMP: u8 = 0x11;
+pub(crate) const OBJECT_ID: u8 = 0x07;
+pub(crate) const DATE: u8 = 0x09;
+pub(crate) const INT64: u8 = 0x12;
+pub(crate) const DECIMAL: u8 = 0x13;
+pub(crate) const SYMBOL: u8 = 0x0e;
 /// The subtype of binary data.
 const UUID: u8 = 0x04;
 

@@ -195,7 +195,7 @@ impl Applier {
             let mut bytes = 0;
             let count = rest.1.iter().take_while(|operations| {
                 bytes += operations.iter().map(|operation| operation.as_bytes().len() + 16).sum::<usize>();
-                bytes <= MAX_BYTES
+                bytes <= MAX_OPERATIONS_BYTES
             });
             let count = count.count().max(1);
             let ((now, later), (operations, others)) = (rest.0.split_at(count), rest.1.split_at(count));
@@ -462,13 +462,16 @@ fn operations(step: &Step) -> Result<Vec<RawDocumentBuf>> {
                 return Ok(vec![put]);
             }
             let empty_timestamps = RawDocumentBuf::from_bytes(empty_timestamps.finish()?)?;
-            // In their place the server puts the time when it inserts, but not when it applies a difference (tried on 4.4.2 to 6.0.27).
+            // In their place a server may put the time when it inserts, but not when it applies a difference.
             let restored = rawdoc! { "$v": 2, "diff": { "u": empty_timestamps } };
             vec![put, rawdoc! { "op": "u", "ns": namespace, "o2": id()?, "o": restored }]
         }
     })
 }
 
+/// All of them become one entry of the oplog, to which the server adds a UUID each; one of 16 MiB and 16,000 bytes it writes, and cannot read
+/// any more (tried on 5.0.4 to 6.0.27).
+const MAX_OPERATIONS_BYTES: usize = 12 << 20;
 /// A command's body may have 16 MiB and 16 KiB.
 const MAX_BYTES: usize = 16 << 20;
 const IDS_AT_ONCE: usize = 1000;

@@ -258,7 +258,7 @@ const LONGEST_ARRAY: usize = 16 << 20;
 
 #[cfg(test)]
 mod tests {
-    use mongodb::bson::rawdoc;
+    use mongodb::bson::{RawBson, rawdoc};
     use proptest::prelude::*;
 
     use super::*;
@@ -273,7 +273,7 @@ mod tests {
         let update = rawdoc! { "$v": 2, "diff": { "d": { "c": false }, "u": { "a": 9, "new": 1 }, "i": { "last": true },
         "sb": { "u": { "y": 5 } }, "sd": { "a": true, "l": 5, "u0": "first", "s2": { "u": { "z": 2 } }, "u4": 4 } } };
         let expected = rawdoc! { "_id": 1, "a": 9, "b": { "x": 1, "y": 5 },
-        "d": ["first", 2, { "z": 2 }, mongodb::bson::RawBson::Null, 4], "new": 1, "last": true };
+        "d": ["first", 2, { "z": 2 }, RawBson::Null, 4], "new": 1, "last": true };
         let once = applied(&before, &update);
         assert_eq!(once, expected);
         assert_eq!(applied(&once, &update), expected, "twice is as once");
@@ -297,7 +297,7 @@ mod tests {
         let before = rawdoc! { "_id": 1, "a": { "b": 1 }, "l": [1, 2] };
         let update = rawdoc! { "$v": 1, "$set": { "a.c.d": 5, "l.3": 9, "n": 1 }, "$unset": { "a.b": true, "l.0": true } };
         let expected = rawdoc! { "_id": 1, "a": { "c": { "d": 5 } },
-        "l": [mongodb::bson::RawBson::Null, 2, mongodb::bson::RawBson::Null, 9], "n": 1 };
+        "l": [RawBson::Null, 2, RawBson::Null, 9], "n": 1 };
         assert_eq!(applied(&before, &update), expected);
     }
 
