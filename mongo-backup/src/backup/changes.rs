@@ -190,17 +190,13 @@ impl Changes {
         *largest = Touched::Everything;
     }
 
-    /// What has to be read of a collection that held so many documents.
-    pub(super) fn take(&mut self, uuid: [u8; 16], documents: u64) -> Result<ToRead> {
+    /// What has to be read of a collection.
+    pub(super) fn take(&mut self, uuid: [u8; 16]) -> Result<ToRead> {
         let ids = match self.collections.remove(&uuid) {
             None => return Ok(ToRead::Nothing),
             Some(Touched::Everything) => return Ok(ToRead::Everything),
             Some(Touched::Ids(ids)) => ids,
         };
-        // Where so much has changed, a scan is faster.
-        if ids.len() as u64 > documents / 4 + 1000 {
-            return Ok(ToRead::Everything);
-        }
         let mut keys: Vec<Key> = ids.iter().map(|id| Key::of_element(id)).collect::<Result<_>>()?;
         keys.sort_by(Key::compare);
         Ok(ToRead::Documents(keys))

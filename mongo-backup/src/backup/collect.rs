@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use super::{
     BackupSettings, NamespaceReport,
     changes::{Changes, ToRead},
-    regrow::{Regrow, Regrown},
+    regrow::{Regrow, Regrown, changed_segments},
 };
 use crate::{
     metrics::BackupMetrics,
@@ -79,12 +79,22 @@ impl Older {
         let Some(older) = self.collections.remove(&uuid) else { return Ok(Inheritance::None) };
         let in_id_order = order == ScanOrder::Id && older.in_id_order;
         let is_collated = !matches!(entry.options().get("collation"), Ok(None));
-        Ok(match self.changes.take(uuid, older.documents())? {
+        Ok(match self.changes.take(uuid)? {
             ToRead::Nothing => Inheritance::Whole(older),
             ToRead::Documents(touched) if in_id_order && !is_collated => Inheritance::But(older, touched.into()),
             _ => Inheritance::None,
         })
     }
+}
+
+/// Whether so little has changed that reading only that is faster than a scan. Changes can lie far apart or all in one place.
+async fn is_worth_it(older: &SnapshotNamespace, touched: &Arc<[Key]>, repository: &Repository) -> Result<bool> {
+    let segments = older.segments();
+    if touched.len() as u64 <= segments / 8 {
+        return Ok(true);
+    }
+    let changed = changed_segments(repository, &older.root, Arc::clone(touched)).await?;
+    Ok(changed <= segments / 2 + 100)
 }
 
 /// What a collection takes over from an older reading.
@@ -142,6 +152,7 @@ pub(super) async fn collect(
                     roots.insert(collection, (older.root, older.boundary_bits));
                     continue;
                 }
+                Inheritance::But(older, touched) if !is_worth_it(&older, &touched, context.repository).await? => {}
                 Inheritance::But(older, touched) => {
                     let (regrow, bits) = context.regrow(entry, older, touched, &budget)?;
                     running.spawn(async move {

@@ -1,7 +1,11 @@
 //! Making a collection's tree from an older one, and reading only the segments in which something changed.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongo_core::{
     Error, Result,
@@ -59,6 +63,18 @@ impl Regrow {
     }
 }
 
+/// How many segments of a tree hold documents that may have changed, or would hold them.
+pub(super) async fn changed_segments(repository: &Repository, older: &TreeRoot, touched: Arc<[Key]>) -> Result<u64> {
+    let mut pieces = Pieces::of(repository.clone(), older, touched)?;
+    let mut changed = 0;
+    while let Some(found) = pieces.next().await? {
+        if let Found::Changed { segments, .. } = found {
+            changed += segments as u64;
+        }
+    }
+    Ok(changed)
+}
+
 /// A tree that was made from an older one.
 pub(super) struct Regrown {
     pub(super) root: TreeRoot,
@@ -84,6 +100,8 @@ enum Piece {
 struct Pieces {
     repository: Repository,
     touched: Arc<[Key]>,
+    /// Those before this one come before all that is left to visit.
+    passed: usize,
     /// What is left to visit, last first: nodes and segments, each with where the next begins.
     pending: Vec<(Pending, Option<Key>)>,
     is_first: bool,
@@ -95,7 +113,12 @@ struct Pieces {
 
 enum Pending {
     Root(SegmentId),
-    Node { height: u8, entry: TreeEntry },
+    /// With its bytes, if it was read already.
+    Node {
+        height: u8,
+        entry: TreeEntry,
+        bytes: Option<Bytes>,
+    },
     Segment(TreeEntry),
 }
 
@@ -111,17 +134,24 @@ impl Pieces {
         let root = older.node_id()?;
         let was_empty = root.is_none();
         let pending = root.into_iter().map(|root| (Pending::Root(root), None)).collect();
-        Ok(Self { repository, touched, pending, is_first: true, was_empty, visited: 0 })
+        Ok(Self { repository, touched, passed: 0, pending, is_first: true, was_empty, visited: 0 })
     }
 
-    /// How many touched keys lie in a range.
-    fn touched_in(&self, range: &KeyRange) -> usize {
-        let begin = range.lower.as_ref().map_or(0, |lower| self.touched.partition_point(|key| key.compare(lower).is_lt()));
-        let end = range
-            .upper
-            .as_ref()
-            .map_or(self.touched.len(), |upper| self.touched.partition_point(|key| key.compare(upper).is_lt()));
-        end.saturating_sub(begin)
+    /// Whether a touched key lies in a range, which comes behind all that were asked about before.
+    fn is_touched(&mut self, range: &KeyRange) -> bool {
+        if let Some(lower) = &range.lower {
+            while self.touched.get(self.passed).is_some_and(|key| key.compare(lower).is_lt()) {
+                self.passed += 1;
+            }
+        }
+        let Some(next) = self.touched.get(self.passed) else { return false };
+        range.upper.as_ref().is_none_or(|upper| next.compare(upper).is_lt())
+    }
+
+    /// How many touched keys lie in a range in which the next one lies.
+    fn count_touched(&self, range: &KeyRange) -> usize {
+        let rest = self.touched.get(self.passed..).unwrap_or_default();
+        range.upper.as_ref().map_or(rest.len(), |upper| rest.partition_point(|key| key.compare(upper).is_lt()))
     }
 
     fn range_of(&self, entry: &TreeEntry, upper: Option<&Key>) -> Result<KeyRange> {
@@ -130,19 +160,40 @@ impl Pieces {
         Ok(KeyRange::between(lower, upper.cloned()))
     }
 
-    async fn expand(&mut self, node: SegmentId, upper: Option<Key>) -> Result<()> {
-        let (height, entries) = read_node(&self.repository, node).await?;
-        let mut upper = upper;
-        let mut children = Vec::with_capacity(entries.len());
-        for entry in entries.into_iter().rev() {
-            let begins = Key::of_element(&entry.first_id)?;
-            let child = match height.checked_sub(1) {
-                Some(height) => Pending::Node { height, entry },
-                None => Pending::Segment(entry),
-            };
-            children.push((child, upper.replace(begins)));
+    /// Puts what is below a node in its place. Of nodes that are read in any case some are read at once.
+    async fn expand(&mut self, node: SegmentId, bytes: Option<Bytes>, upper: Option<Key>) -> Result<()> {
+        let bytes = match bytes {
+            Some(bytes) => bytes,
+            None => self.repository.read_segments(Content::Node, &[node]).await?.pop().unwrap_or_default(),
+        };
+        let (height, entries) = tree::decode(&bytes)?;
+        let mut begins = entries.iter().map(|entry| Key::of_element(&entry.first_id)).collect::<Result<Vec<Key>>>()?;
+        let Some(height) = height.checked_sub(1) else {
+            let mut upper = upper;
+            for entry in entries.into_iter().rev() {
+                let behind = std::mem::replace(&mut upper, begins.pop());
+                self.pending.push((Pending::Segment(entry), behind));
+            }
+            return Ok(());
+        };
+        let mut uppers: Vec<Option<Key>> = begins.drain(..).skip(1).map(Some).collect();
+        uppers.push(upper);
+        let mut read: Vec<SegmentId> = Vec::new();
+        let rest = self.touched.get(self.passed..).unwrap_or_default();
+        for (entry, upper) in entries.iter().zip(&uppers) {
+            let lower = Key::of_element(&entry.first_id)?;
+            let next = rest.get(rest.partition_point(|key| key.compare(&lower).is_lt()));
+            if next.is_some_and(|next| upper.as_ref().is_none_or(|upper| next.compare(upper).is_lt())) {
+                read.push(entry.id);
+            }
         }
-        self.pending.extend(children);
+        read.truncate(NODES_AT_ONCE);
+        let bytes = self.repository.read_segments(Content::Node, &read).await?;
+        let mut known: HashMap<SegmentId, Bytes> = read.into_iter().zip(bytes).collect();
+        for (entry, upper) in entries.into_iter().zip(uppers).rev() {
+            let bytes = known.remove(&entry.id);
+            self.pending.push((Pending::Node { height, entry, bytes }, upper));
+        }
         Ok(())
     }
 
@@ -153,10 +204,11 @@ impl Pieces {
         }
         while let Some((pending, upper)) = self.pending.pop() {
             match pending {
-                Pending::Root(node) => self.expand(node, upper).await?,
-                Pending::Node { height, entry } => {
-                    if self.touched_in(&self.range_of(&entry, upper.as_ref())?) > 0 {
-                        self.expand(entry.id, upper).await?;
+                Pending::Root(node) => self.expand(node, None, upper).await?,
+                Pending::Node { height, entry, bytes } => {
+                    let range = self.range_of(&entry, upper.as_ref())?;
+                    if self.is_touched(&range) {
+                        self.expand(entry.id, bytes, upper).await?;
                         continue;
                     }
                     self.is_first = false;
@@ -165,9 +217,9 @@ impl Pieces {
                 Pending::Segment(entry) => {
                     self.visited += 1;
                     let mut range = self.range_of(&entry, upper.as_ref())?;
-                    let mut touched = self.touched_in(&range);
+                    let is_touched = self.is_touched(&range);
                     self.is_first = false;
-                    if touched == 0 {
+                    if !is_touched {
                         return Ok(Some(Found::Segment(entry)));
                     }
                     let mut segments = 1;
@@ -176,16 +228,19 @@ impl Pieces {
                         && let Some((Pending::Segment(next), upper)) = self.pending.last()
                     {
                         let next = self.range_of(next, upper.as_ref())?;
-                        let more = self.touched_in(&next);
-                        if more == 0 {
+                        let rest = self.touched.get(self.passed + self.count_touched(&range)..).unwrap_or_default();
+                        let is_touched =
+                            rest.first().is_some_and(|key| next.upper.as_ref().is_none_or(|upper| key.compare(upper).is_lt()));
+                        if !is_touched {
                             break;
                         }
                         self.pending.pop();
                         self.visited += 1;
                         range.upper = next.upper;
-                        touched += more;
                         segments += 1;
                     }
+                    let touched = self.count_touched(&range);
+                    self.passed += touched;
                     return Ok(Some(Found::Changed { range, touched, segments }));
                 }
             }
@@ -331,5 +386,6 @@ const COMMANDS_AT_ONCE: usize = 3;
 /// So many segments that changed are held: a few MiB.
 const SEGMENTS_A_WINDOW: usize = 96;
 const PIECES_A_WINDOW: usize = 8192;
+const NODES_AT_ONCE: usize = 64;
 /// Where more documents have changed than this, they are streamed.
 const HELD_AT_MOST: usize = 2000;

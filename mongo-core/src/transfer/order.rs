@@ -20,6 +20,9 @@ impl Key {
     ///
     /// Keys that compare equal need not be the same: `1` and `1.0` have one place in an index.
     pub fn compare(&self, other: &Self) -> Ordering {
+        if let Some(order) = alike(self.element(), other.element()) {
+            return order;
+        }
         let value = |key: &Self| key.as_document().get("_id").ok().flatten().is_some();
         match (value(self), value(other)) {
             (true, true) => match (self.as_document().get("_id"), other.as_document().get("_id")) {
@@ -29,6 +32,16 @@ impl Key {
             // What cannot be read has no place; the first is as good as any.
             (a, b) => a.cmp(&b),
         }
+    }
+}
+
+/// The order of two values of one of the types that most `_id`s are of.
+fn alike(a: Option<Element<'_>>, b: Option<Element<'_>>) -> Option<Ordering> {
+    let (a, b) = (a?, b?);
+    match (a.kind, b.kind) {
+        (raw::INT32 | raw::INT64, raw::INT32 | raw::INT64) => Some(a.as_integer()?.cmp(&b.as_integer()?)),
+        (raw::OBJECT_ID, raw::OBJECT_ID) => Some(a.value.cmp(b.value)),
+        _ => None,
     }
 }
 

@@ -66,6 +66,11 @@ impl Key {
         }
     }
 
+    /// The value as it stands in its document.
+    pub(super) fn element(&self) -> Option<raw::Element<'_>> {
+        raw::elements(&self.0).next()?.ok()
+    }
+
     pub(super) fn is(&self, kind: u8) -> bool {
         self.0.as_bytes().get(4) == Some(&kind)
     }

@@ -7,7 +7,10 @@ use super::{
     raw,
     scan::ScanSource,
 };
-use crate::{error::Result, retry::retry};
+use crate::{
+    error::{Error, Result},
+    retry::retry,
+};
 
 impl ScanSource {
     /// Reads ranges that do not overlap, in their order; gives the documents of each, back to back.
@@ -54,25 +57,28 @@ impl ScanSource {
         filters.iter().for_each(|(_, filter)| any.push(filter.clone()));
         let mut command = rawdoc! { "find": self.namespace.collection(), "filter": { "$or": any } };
         command.append(cstr!("hint"), rawdoc! { "_id": 1 });
-        command.append(cstr!("sort"), rawdoc! { "_id": 1 });
         command.append(cstr!("batchSize"), BATCH_DOCUMENTS);
         let mut cursor = self.open(command).await?;
         let mut read = vec![Vec::new(); filters.len()];
         let mut at = 0;
+        let mut last: Option<Key> = None;
         while let Some(batch) = cursor.next().await? {
             for document in raw::documents_in(batch.doc_slices()?)? {
                 let document = document?;
-                // They come in the order of the index, and so do the ranges.
+                // One range comes after the other, and each in the order of the index; asking for that order would make the server merge what
+                // needs no merging. Should it ever be otherwise, that is an error.
                 let key = Key::of(document)?;
                 while let Some(upper) = filters.get(at).and_then(|(position, _)| ranges[*position].upper.as_ref())
                     && key.compare(upper).is_ge()
                 {
                     at += 1;
                 }
-                match read.get_mut(at) {
+                let is_behind = last.as_ref().is_none_or(|last| last.compare(&key).is_lt());
+                match read.get_mut(at).filter(|_| is_behind) {
                     Some(documents) => documents.extend_from_slice(document.as_bytes()),
-                    None => return Err(crate::Error::internal("the server sent a document of no range that was asked for")),
+                    None => return Err(Error::internal("the server sent documents in an order that was not expected")),
                 }
+                last = Some(key);
             }
         }
         Ok(read)
