@@ -3,9 +3,9 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, ValueEnum};
-use mongo_backup::{IdRange, Restore, RestoreMode, RestorePoint, SnapshotChoice};
+use mongo_backup::{IdRange, NewIds, Reference, Repository, Restore, RestoreMode, RestorePoint, SnapshotChoice};
 use mongo_core::{
-    Deployment, Error, ErrorKind, Result,
+    Deployment, Error, ErrorKind, NamespaceSelection, Result,
     bson::Bson,
     state::{FileState, MongoState, StateStore},
 };
@@ -46,6 +46,16 @@ pub(crate) struct Restoration {
     /// Drop each target collection before it is made anew
     #[arg(long)]
     drop: bool,
+    /// Restore everything in one transaction, or nothing: for small sets
+    #[arg(long)]
+    all_or_nothing: bool,
+    /// Give documents new _ids, so that they can stand beside their originals; fields that refer to documents by ObjectId or UUID are found and
+    /// follow
+    #[arg(long)]
+    new_ids: bool,
+    /// With --new-ids: a field that refers to documents of a collection, as shop.orders/customer=shop.customers; may be given several times
+    #[arg(long, value_name = "NS/FIELD=NS", requires = "new_ids")]
+    reference: Vec<String>,
     /// Also add the users and roles of the snapshot that the target does not have
     #[arg(long)]
     users: bool,
@@ -75,7 +85,7 @@ impl Restoration {
         // The archive first: a wrong path is found without waiting for a server.
         let repository = self.chosen.place.open(Access::Existing).await?;
         let deployment = deployment(uri).await?;
-        let mut builder = Restore::builder(&repository, snapshot)
+        let mut builder = Restore::builder(&repository, snapshot.clone())
             .into(&deployment)
             .progress(terminal_progress())
             .cancellation(cancel_on_interrupt());
@@ -107,6 +117,12 @@ impl Restoration {
         }
         if let Some(point) = self.at {
             builder = builder.at(point);
+        }
+        if self.all_or_nothing {
+            builder = builder.all_or_nothing();
+        }
+        if self.new_ids {
+            builder = builder.transform(Arc::new(self.new_ids(&repository, &snapshot).await?));
         }
         if self.users {
             builder = builder.users_and_roles();
@@ -209,6 +225,35 @@ impl Restoration {
 }
 
 impl Restoration {
+    /// New `_id`s, with the references that are declared and those that are found.
+    async fn new_ids(&self, repository: &Repository, snapshot: &SnapshotChoice) -> Result<NewIds> {
+        let mut selection = NamespaceSelection::all();
+        for pattern in &self.namespaces {
+            selection = selection.including(pattern)?;
+        }
+        for pattern in &self.exclude {
+            selection = selection.excluding(pattern)?;
+        }
+        let mut references = Vec::new();
+        for declared in &self.reference {
+            let parsed = declared.split_once('=').and_then(|(from, to)| Some((from.split_once('/')?, to)));
+            let ((from, field), to) = parsed.ok_or_else(|| {
+                Error::invalid("a reference is written NAMESPACE/FIELD=NAMESPACE, as shop.orders/customer=shop.customers")
+                    .with_context("got", declared)
+            })?;
+            references.push(Reference::new(from.parse()?, field, to.parse()?));
+        }
+        for found in repository.find_references(snapshot, &selection).await? {
+            if !references.iter().any(|declared| declared.from == found.from && declared.field == found.field) {
+                eprintln!("note: {}/{} refers to {}", found.from, found.field, found.to);
+                references.push(found);
+            }
+        }
+        // With the same secret an interrupted restore goes on, and with the same snapshot the same _ids come out.
+        let secret = repository.snapshot(snapshot).await?.id;
+        references.into_iter().try_fold(NewIds::new(secret.as_str()), NewIds::with)
+    }
+
     /// Where to keep how far the restore is; nowhere if the user may not write there.
     async fn checkpoints(&self, target: &Deployment) -> Result<Option<Arc<dyn StateStore>>> {
         if let Some(folder) = &self.state {

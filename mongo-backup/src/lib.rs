@@ -25,7 +25,10 @@ pub mod format {}
 #[doc(hidden)]
 pub use repository::fuzzing;
 
-pub use mongo_core::{self, Error, ErrorKind, Result};
+pub use mongo_core::{
+    self, Error, ErrorKind, Result,
+    transform::{NewIds, Redaction, Redactions, Reference, Transform, Transformed},
+};
 
 #[cfg(feature = "object-store")]
 pub use archive::ObjectStoreArchive;

@@ -37,6 +37,7 @@ mod prune;
 mod replay;
 mod restore_modes;
 mod resume;
+mod rewriting;
 mod support;
 mod transfer;
 mod workload;

@@ -6,7 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongo_core::{
     Error, Result,
     progress::PhaseMeter,
@@ -15,6 +14,7 @@ use mongo_core::{
         scan::ScanSource,
     },
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::repository::{
     Repository,
@@ -43,17 +43,20 @@ impl Regrow {
         let Self { repository, source, by_filter, older, touched, mut growth, meter } = self;
         let mut pieces = Pieces::of(repository.clone(), &older, touched)?;
         let (mut read, mut taken_apart) = (0, 0);
-        let mut window = pieces.window(&source, by_filter).await?;
-        while !window.is_empty() {
-            let reading = pieces.window(&source, by_filter);
-            let growing = grow(&repository, &source, growth, window, &meter);
-            // While one window is cut and compressed, the next is on its way.
-            let (next, grown) = tokio::join!(reading, growing);
-            let grown = grown?;
+        let mut ahead = VecDeque::new();
+        let mut is_through = false;
+        loop {
+            // While one window is cut and compressed, the next ones are on their way.
+            while ahead.len() < WINDOWS_AHEAD && !is_through {
+                let window = pieces.window().await?;
+                is_through = window.pieces.is_empty();
+                ahead.push_back(AbortOnDropHandle::new(tokio::spawn(window.fill(source.clone(), by_filter))));
+            }
+            let Some(next) = ahead.pop_front() else { break };
+            let grown = grow(&repository, &source, growth, next.await??, &meter).await?;
             growth = grown.growth;
             read += grown.read;
             taken_apart += grown.taken_apart;
-            window = next?;
         }
         growth.count_taken_over(older.segments.saturating_sub(pieces.visited + taken_apart));
         let store = Arc::clone(growth.store());
@@ -248,12 +251,11 @@ impl Pieces {
         Ok(None)
     }
 
-    /// The next pieces, with the documents of those that changed. Empty at the end.
-    async fn window(&mut self, source: &ScanSource, by_filter: bool) -> Result<VecDeque<Piece>> {
-        let mut window = VecDeque::new();
-        let mut wanted: Vec<(usize, KeyRange)> = Vec::new();
+    /// The next pieces. None at the end.
+    async fn window(&mut self) -> Result<Window> {
+        let mut window = Window::default();
         let mut changed = 0;
-        while changed < SEGMENTS_A_WINDOW && window.len() < PIECES_A_WINDOW {
+        while changed < SEGMENTS_A_WINDOW && window.pieces.len() < PIECES_A_WINDOW {
             let piece = match self.next().await? {
                 None => break,
                 Some(Found::Node { height, entry }) => Piece::Node { height, entry },
@@ -261,28 +263,36 @@ impl Pieces {
                 Some(Found::Changed { range, touched, .. }) if touched > HELD_AT_MOST => Piece::Range(range),
                 Some(Found::Changed { range, segments, .. }) => {
                     changed += segments;
-                    wanted.push((window.len(), range));
+                    window.wanted.push((window.pieces.len(), range));
                     Piece::Documents(Vec::new())
                 }
             };
-            window.push_back(piece);
-        }
-        let commands: Vec<Vec<(usize, KeyRange)>> = wanted.chunks(RANGES_A_COMMAND).map(<[_]>::to_vec).collect();
-        let read: Vec<Vec<(usize, Vec<u8>)>> = stream::iter(commands)
-            .map(|some| async move {
-                let (positions, ranges): (Vec<usize>, Vec<KeyRange>) = some.into_iter().unzip();
-                let read = source.read_ranges(&ranges, by_filter).await?;
-                Ok::<_, Error>(positions.into_iter().zip(read).collect())
-            })
-            .buffered(COMMANDS_AT_ONCE)
-            .try_collect()
-            .await?;
-        for (position, documents) in read.into_iter().flatten() {
-            if let Some(piece) = window.get_mut(position) {
-                *piece = Piece::Documents(documents);
-            }
+            window.pieces.push_back(piece);
         }
         Ok(window)
+    }
+}
+
+/// Some pieces, and which of them are to be filled with the documents of which range.
+#[derive(Default)]
+struct Window {
+    pieces: VecDeque<Piece>,
+    wanted: Vec<(usize, KeyRange)>,
+}
+
+impl Window {
+    /// Reads the documents.
+    async fn fill(mut self, source: ScanSource, by_filter: bool) -> Result<VecDeque<Piece>> {
+        for some in self.wanted.chunks(RANGES_A_COMMAND) {
+            let (positions, ranges): (Vec<usize>, Vec<KeyRange>) = some.iter().cloned().unzip();
+            let read = source.read_ranges(&ranges, by_filter).await?;
+            for (position, documents) in positions.into_iter().zip(read) {
+                if let Some(piece) = self.pieces.get_mut(position) {
+                    *piece = Piece::Documents(documents);
+                }
+            }
+        }
+        Ok(self.pieces)
     }
 }
 
@@ -382,9 +392,9 @@ fn grow_at_once(mut growth: Regrowth, mut pieces: VecDeque<Piece>) -> Result<(Re
 /// So many neighbouring segments are read together.
 const TOGETHER: usize = 8;
 const RANGES_A_COMMAND: usize = 24;
-const COMMANDS_AT_ONCE: usize = 3;
-/// So many segments that changed are held: a few MiB.
-const SEGMENTS_A_WINDOW: usize = 96;
+/// So many segments that changed are held in each window: a MiB or two.
+const SEGMENTS_A_WINDOW: usize = 24;
+const WINDOWS_AHEAD: usize = 4;
 const PIECES_A_WINDOW: usize = 8192;
 const NODES_AT_ONCE: usize = 64;
 /// Where more documents have changed than this, they are streamed.

@@ -103,6 +103,7 @@ impl Restore {
             "users": settings.users_and_roles,
             // Which documents it takes only the caller knows.
             "filter": self.choice.filter.is_some(),
+            "transforms": i64::try_from(self.transforms.len()).unwrap_or(i64::MAX),
         };
         if let Some(point) = settings.at {
             identity.insert("at", point.to_string());
@@ -179,7 +180,7 @@ impl Restore {
             return Ok(reached.clone());
         }
         // What is merged may have been changed by its owners since; and of chosen documents it is not known how many there should be.
-        if order.iter().any(|(_, item)| self.merges(item)) || !self.choice.is_everything() {
+        if order.iter().any(|(_, item)| self.merges(item)) || !self.choice.is_everything() || !self.transforms.is_empty() {
             self.note(format!("{goes_on}, which was interrupted: every document is looked at again"));
             return Ok(Reached::default());
         }

@@ -15,6 +15,7 @@ use mongo_core::{
         write::{Refused, WriteMode, WriteTarget},
         written::Marred,
     },
+    transform::Transform,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -26,7 +27,9 @@ use super::{
 use crate::{
     metrics::RestoreMetrics,
     repository::{
-        Repository, documents_of,
+        Repository,
+        assembly::Changing,
+        documents_of,
         reader::TreeWalk,
         segment::{Content, SegmentId},
         tree::TreeEntry,
@@ -48,6 +51,7 @@ impl Restore {
                 let writer = Writer {
                     repository: self.repository.clone(),
                     choice: self.choice.clone(),
+                    changing: self.changing(item),
                     target: Arc::new(target),
                     paced: Arc::new(paced),
                     name: item.target.clone(),
@@ -125,6 +129,23 @@ impl Restore {
         self.settles_later() || (self.checkpoints.is_some() && matches!(self.target.topology(), Topology::ReplicaSet(_)))
     }
 
+    /// What changes the documents of an item.
+    fn changing(&self, item: &RestoreItem) -> Vec<Changing> {
+        let namespace = item.source.namespace();
+        let of = |transform: &Arc<dyn Transform>| Changing { transform: Arc::clone(transform), namespace: namespace.clone() };
+        self.transforms.iter().map(of).collect()
+    }
+
+    /// Gives a document to `take`, if it is wanted, and as it is wanted.
+    pub(super) fn choose(
+        &self,
+        item: &RestoreItem,
+        document: &RawDocument,
+        mut take: impl FnMut(&RawDocument) -> Result<()>,
+    ) -> Result<()> {
+        choose(&self.choice, &self.changing(item), document, &mut take)
+    }
+
     fn write_target(&self, item: &RestoreItem) -> Result<WriteTarget> {
         let entry = item.source.entry();
         let namespace = item.data_namespace()?.ok_or_else(|| Error::internal("a view has no documents to write"))?;
@@ -148,6 +169,22 @@ impl Restore {
             concern.journal = concern.journal.or(Some(true));
         }
         concern
+    }
+}
+
+fn choose(
+    choice: &DocumentChoice,
+    changing: &[Changing],
+    document: &RawDocument,
+    take: &mut dyn FnMut(&RawDocument) -> Result<()>,
+) -> Result<()> {
+    if choice.takes(document)? { change(changing, document, take) } else { Ok(()) }
+}
+
+fn change(changing: &[Changing], document: &RawDocument, take: &mut dyn FnMut(&RawDocument) -> Result<()>) -> Result<()> {
+    match changing.split_first() {
+        None => take(document),
+        Some((first, rest)) => first.change(document, |document| change(rest, document, take)),
     }
 }
 
@@ -236,6 +273,7 @@ impl Groups {
 struct Writer {
     repository: Repository,
     choice: DocumentChoice,
+    changing: Vec<Changing>,
     target: Arc<WriteTarget>,
     /// The same with the restore's own write concern, for one batch in some: so that the members that follow are never left far behind.
     paced: Arc<WriteTarget>,
@@ -259,14 +297,15 @@ impl Writer {
         }
         let mut documents: Vec<&RawDocument> =
             segments.iter().flat_map(|segment| documents_of(segment)).collect::<Result<_>>()?;
-        if !self.choice.is_everything() {
-            let mut chosen = Vec::new();
+        let mut changed: Vec<Vec<u8>> = Vec::new();
+        if !self.choice.is_everything() || !self.changing.is_empty() {
             for document in documents {
-                if self.choice.takes(document)? {
-                    chosen.push(document);
-                }
+                choose(&self.choice, &self.changing, document, &mut |document| {
+                    changed.push(document.as_bytes().to_vec());
+                    Ok(())
+                })?;
             }
-            documents = chosen;
+            documents = changed.iter().map(|document| RawDocument::from_bytes(document)).collect::<Result<_, _>>()?;
         }
         let mut all = Written::default();
         for batch in documents.chunks(BATCH_DOCUMENTS) {

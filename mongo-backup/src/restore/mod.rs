@@ -5,17 +5,20 @@ mod documents;
 mod ids;
 mod mirror;
 mod plan;
+mod references;
 mod replay;
 mod report;
 mod run;
 mod settings;
 mod tally;
+mod transaction;
 mod users;
 
 use std::sync::Arc;
 
 use mongo_core::{
     CancellationToken, Deployment, Result, mongodb::options::WriteConcern, progress::ProgressSink, state::StateStore,
+    transform::Transform,
 };
 
 use self::ids::DocumentChoice;
@@ -54,6 +57,7 @@ pub struct Restore {
     target: Deployment,
     settings: RestoreSettings,
     choice: DocumentChoice,
+    transforms: Vec<Arc<dyn Transform>>,
     write_concern: WriteConcern,
     checkpoints: Option<Arc<dyn StateStore>>,
     anew: bool,

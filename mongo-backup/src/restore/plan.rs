@@ -89,9 +89,21 @@ impl Restore {
             return Err(Error::invalid("a range of _ids is one of a single collection: choose exactly one, as shop.orders"));
         }
         self.rename_view_sources(&mut items)?;
-        let checkpoint = self.checkpoint(&manifest.id)?;
+        let series = items.iter().find(|item| item.source.kind() == CollectionKind::TimeSeries);
+        if let Some(series) = series.filter(|_| !self.transforms.is_empty()) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "measurements lie in buckets, into which a transform does not look: leave time-series collections out",
+            )
+            .with_context("namespace", series.source.namespace()));
+        }
+        let checkpoint = if self.settings.all_or_nothing { None } else { self.checkpoint(&manifest.id)? };
         let resumed = self.find_existing(&mut items, &targets, checkpoint.as_ref()).await?;
-        Ok(RestorePlan { restore: self, manifest, journey, items, authorization, checkpoint, resumed })
+        let plan = RestorePlan { restore: self, manifest, journey, items, authorization, checkpoint, resumed };
+        if self.settings.all_or_nothing {
+            self.check_transaction(&plan)?;
+        }
+        Ok(plan)
     }
 
     /// The snapshot, and the way from there to what is to be restored, if that is not the snapshot itself.
@@ -102,7 +114,8 @@ impl Restore {
         let manifest = self.repository.snapshot(&self.snapshot).await?;
         // What was read over a while is made one state, where that is possible.
         let was_read_over_a_while = !matches!(manifest.consistency, Consistency::PointInTime { .. });
-        if !was_read_over_a_while || self.settings.mode != RestoreMode::Create || self.choice.filter.is_some() {
+        let is_as_it_was = self.choice.filter.is_none() && self.transforms.is_empty() && !self.settings.all_or_nothing;
+        if !was_read_over_a_while || self.settings.mode != RestoreMode::Create || !is_as_it_was {
             return Ok((manifest, None));
         }
         let timeline = Timeline::settling(&self.repository, &manifest).await?;

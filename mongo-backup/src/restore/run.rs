@@ -61,6 +61,9 @@ impl RestorePlan<'_> {
         restore.repository.still_there(&manifest.id).await?;
         // A prune may have moved what the snapshot needs since the plan was made.
         restore.repository.reload_index().await?;
+        if restore.settings.all_or_nothing {
+            return self.execute_at_once(&clock).await;
+        }
         let data: Vec<&RestoreItem> = items.iter().filter(|item| item.source.kind() != CollectionKind::View).collect();
         if restore.settings.mode == RestoreMode::Mirror || items.iter().any(|item| restore.drops(item)) {
             restore.check_archive(items).await?;
@@ -136,6 +139,27 @@ impl RestorePlan<'_> {
             refused: unsigned(tally.reached.refused),
             refused_documents: tally.reached.refused_documents,
             failures: tally.failures,
+            seconds: clock.monotonic().as_secs_f64(),
+        })
+    }
+
+    async fn execute_at_once(&self, clock: &SystemClock) -> Result<RestoreReport> {
+        let committed = self.restore.write_at_once(&self.items).await?;
+        Ok(RestoreReport {
+            snapshot: self.manifest.id.clone(),
+            consistency: self.manifest.consistency.clone(),
+            point: None,
+            replayed: 0,
+            namespaces: self.items.len() as u64,
+            documents: committed.documents,
+            bytes: committed.bytes,
+            resumed_documents: 0,
+            deleted: 0,
+            indexes: committed.indexes,
+            users_and_roles: self.users_and_roles(),
+            refused: 0,
+            refused_documents: Vec::new(),
+            failures: Vec::new(),
             seconds: clock.monotonic().as_secs_f64(),
         })
     }

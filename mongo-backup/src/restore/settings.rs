@@ -9,6 +9,7 @@ use mongo_core::{
     progress::{NoProgress, ProgressSink},
     state::StateStore,
     transfer::replay::ReplaySettings,
+    transform::Transform,
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +63,11 @@ pub struct RestoreSettings {
     pub checkpoint_every: Duration,
     /// The point in time that is restored; none for the snapshot as it is. Default none.
     pub at: Option<RestorePoint>,
+    /// Whether everything is restored in one transaction, or nothing is. Default no.
+    pub all_or_nothing: bool,
+    /// The most bytes that are restored in one transaction. Default 64 MiB: until it commits, all of it must fit in the server's cache, and a
+    /// transaction must end within `transactionLifetimeLimitSeconds`, 60 s by default.
+    pub transaction_bytes: u64,
     /// How the oplog is applied.
     pub replay: ReplaySettings,
     /// How many documents that the target refused are listed in the report, each with its `_id`. All are counted. Default 100.
@@ -79,6 +85,8 @@ impl Default for RestoreSettings {
             parallel_writes: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             checkpoint_every: super::checkpoint::EVERY,
             at: None,
+            all_or_nothing: false,
+            transaction_bytes: super::transaction::TRANSACTION_BYTES,
             replay: ReplaySettings::default(),
             list_refused: 100,
         }
@@ -107,6 +115,7 @@ pub struct RestoreBuilder {
     target: Option<Deployment>,
     settings: RestoreSettings,
     choice: DocumentChoice,
+    transforms: Vec<Arc<dyn Transform>>,
     selection: Result<NamespaceSelection>,
     renames: Result<NamespaceRenames>,
     write_concern: WriteConcern,
@@ -125,6 +134,7 @@ impl RestoreBuilder {
             target: None,
             settings: RestoreSettings::default(),
             choice: DocumentChoice::default(),
+            transforms: Vec::new(),
             selection: Ok(NamespaceSelection::all()),
             renames: Ok(NamespaceRenames::default()),
             write_concern: WriteConcern::majority(),
@@ -196,6 +206,25 @@ impl RestoreBuilder {
         self
     }
 
+    /// Restores everything in one transaction, or nothing: collections and their indexes are made and documents written at once, for every reader. A
+    /// document that the target refuses undoes all.
+    ///
+    /// For small sets of ordinary collections on a replica set from 4.4 on, see [`RestoreSettings::transaction_bytes`]; not with dropping, mirroring and
+    /// points in time. Indexes of collections that exist are left as they are.
+    pub fn all_or_nothing(mut self) -> Self {
+        self.settings.all_or_nothing = true;
+        self
+    }
+
+    /// Changes documents on their way into the target, as [`Redactions`](mongo_core::transform::Redactions) do, or
+    /// [`NewIds`](mongo_core::transform::NewIds). Several are applied in order.
+    ///
+    /// Not with points in time, mirroring and time-series collections. Names are those in the snapshot.
+    pub fn transform(mut self, transform: Arc<dyn Transform>) -> Self {
+        self.transforms.push(transform);
+        self
+    }
+
     /// Adds the users and roles of the snapshot that the target does not have. Those that it has stay as they are.
     pub fn users_and_roles(mut self) -> Self {
         self.settings.users_and_roles = true;
@@ -255,6 +284,11 @@ impl RestoreBuilder {
                 "mirroring deletes what is not restored, so it restores whole collections: leave the choice of documents out",
             ));
         }
+        if !self.transforms.is_empty() && (self.settings.at.is_some() || self.settings.mode == RestoreMode::Mirror) {
+            return Err(Error::invalid(
+                "documents are not changed on the way to a point in time or into a mirror: leave one of them out",
+            ));
+        }
         if self.settings.at.is_some() && (self.choice.filter.is_some() || self.settings.mode != RestoreMode::Create) {
             return Err(Error::invalid(
                 "a point in time is restored into new collections and without a filter: restore it under another name and merge from there",
@@ -271,6 +305,7 @@ impl RestoreBuilder {
             target,
             settings: RestoreSettings { selection: self.selection?, renames: self.renames?, ..self.settings },
             choice: self.choice,
+            transforms: self.transforms,
             write_concern: self.write_concern,
             checkpoints: self.checkpoints,
             anew: self.anew,

@@ -15,6 +15,7 @@ use std::{
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongodb::{
+    ClientSession,
     bson::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc},
     options::SelectionCriteria,
 };
@@ -437,6 +438,26 @@ impl CollectionEntry {
             .run_raw_command(command)
             .await
             .map_err(|error| Error::from(error).with_context("creating", target))?;
+        Ok(())
+    }
+
+    /// The same within the transaction of a session (servers from 4.4 on), with its secondary indexes, for the collection is empty. Not for views and
+    /// time-series collections.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, abort the transaction.
+    pub async fn create_in(&self, session: &mut ClientSession, deployment: &Deployment, target: &Namespace) -> Result<()> {
+        let failed = |error: mongodb::error::Error| Error::from(error).with_context("creating", target);
+        let database = deployment.database(target.database());
+        database.run_raw_command(self.create_command(target, None)?).session(&mut *session).await.map_err(failed)?;
+        let definitions = self.secondary_indexes()?;
+        if !definitions.is_empty() {
+            let command = rawdoc! { "createIndexes": target.collection(), "indexes": RawArrayBuf::from_iter(definitions) };
+            database.run_raw_command(command).session(session).await.map_err(failed)?;
+        }
         Ok(())
     }
 

@@ -342,7 +342,7 @@ pub(crate) fn id_of(document: &RawDocument) -> Result<Element<'_>> {
 
 pub(crate) const DOUBLE: u8 = 0x01;
 pub(crate) const STRING: u8 = 0x02;
-const BINARY: u8 = 0x05;
+pub(crate) const BINARY: u8 = 0x05;
 pub(crate) const BOOLEAN: u8 = 0x08;
 pub(crate) const INT32: u8 = 0x10;
 pub(crate) const TIMESTAMP: u8 = 0x11;
@@ -352,7 +352,7 @@ pub(crate) const INT64: u8 = 0x12;
 pub(crate) const DECIMAL: u8 = 0x13;
 pub(crate) const SYMBOL: u8 = 0x0e;
 /// The subtype of binary data.
-const UUID: u8 = 0x04;
+pub(crate) const UUID: u8 = 0x04;
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use mongodb::{
+    ClientSession,
     bson::{Bson, Document, RawArrayBuf, RawDocument, RawDocumentBuf, cstr, rawdoc},
     options::WriteConcern,
 };
@@ -139,6 +140,21 @@ impl WriteTarget {
     /// # Cancel safety
     /// If the future is dropped, an unknown part of the batch is written.
     pub async fn write(&self, documents: &[&RawDocument]) -> Result<WriteOutcome> {
+        self.write_with(documents, None).await
+    }
+
+    /// The same within the transaction of a session, whose write concern counts. A refused document aborts the transaction, so it is written in order.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); one with the label `TransientTransactionError` means that the whole transaction may be tried again.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, abort the transaction.
+    pub async fn write_in(&self, session: &mut ClientSession, documents: &[&RawDocument]) -> Result<WriteOutcome> {
+        self.write_with(documents, Some(session)).await
+    }
+
+    async fn write_with(&self, documents: &[&RawDocument], mut session: Option<&mut ClientSession>) -> Result<WriteOutcome> {
         let mut outcome = WriteOutcome::default();
         let all: Vec<(usize, &RawDocument)> = documents.iter().copied().enumerate().collect();
         let mut delicate = Vec::new();
@@ -149,22 +165,24 @@ impl WriteTarget {
         }
         match self.mode {
             WriteMode::Insert => {
-                self.write_split(&all, Statement::Insert, &mut outcome).await?;
+                self.write_split(&all, Statement::Insert, &mut outcome, session.as_deref_mut()).await?;
                 let refused: HashSet<usize> = outcome.refused.iter().map(|refused| refused.index).collect();
                 let stopped_at = if self.ordered { refused.iter().min().copied() } else { None };
                 delicate.retain(|(index, _)| !refused.contains(index) && stopped_at.is_none_or(|stop| *index < stop));
                 let mut corrected = WriteOutcome::default();
-                self.write_split(&delicate, Statement::Correct, &mut corrected).await?;
+                self.write_split(&delicate, Statement::Correct, &mut corrected, session).await?;
                 outcome.written -= corrected.refused.len() as u64;
                 outcome.refused.extend(corrected.refused);
                 outcome.op_time = OpTime::later_of(outcome.op_time, corrected.op_time)?;
             }
-            WriteMode::Upsert if delicate.is_empty() => self.write_split(&all, Statement::Replace, &mut outcome).await?,
+            WriteMode::Upsert if delicate.is_empty() => {
+                self.write_split(&all, Statement::Replace, &mut outcome, session).await?;
+            }
             WriteMode::Upsert => {
                 let plain: Vec<_> =
                     all.into_iter().filter(|(index, _)| !delicate.iter().any(|(other, _)| other == index)).collect();
-                self.write_split(&plain, Statement::Replace, &mut outcome).await?;
-                self.write_split(&delicate, Statement::ReplaceLiterally, &mut outcome).await?;
+                self.write_split(&plain, Statement::Replace, &mut outcome, session.as_deref_mut()).await?;
+                self.write_split(&delicate, Statement::ReplaceLiterally, &mut outcome, session).await?;
             }
         }
         Ok(outcome)
@@ -192,6 +210,7 @@ impl WriteTarget {
         documents: &[(usize, &RawDocument)],
         statement: Statement,
         outcome: &mut WriteOutcome,
+        mut session: Option<&mut ClientSession>,
     ) -> Result<()> {
         let mut rest = documents;
         while !rest.is_empty() {
@@ -207,7 +226,7 @@ impl WriteTarget {
                 // A document that fills a command alone still goes: the server leaves 16 KiB for the rest.
                 .max(1);
             let (batch, after) = rest.split_at(count);
-            self.write_halving(batch, statement, outcome).await?;
+            self.write_halving(batch, statement, outcome, session.as_deref_mut()).await?;
             if self.ordered && !outcome.refused.is_empty() {
                 return Ok(());
             }
@@ -222,10 +241,11 @@ impl WriteTarget {
         documents: &[(usize, &RawDocument)],
         statement: Statement,
         outcome: &mut WriteOutcome,
+        mut session: Option<&mut ClientSession>,
     ) -> Result<()> {
         let mut pending = vec![documents];
         while let Some(batch) = pending.pop() {
-            match self.send(batch, statement).await {
+            match self.send(batch, statement, session.as_deref_mut()).await {
                 Ok(reply) => self.take_reply(batch, statement, &reply, outcome)?,
                 Err(error) if matches!(error.server_code(), Some(10334 | 17260 | 17280)) && batch.len() > 1 => {
                     let (first, second) = batch.split_at(batch.len() / 2);
@@ -248,16 +268,23 @@ impl WriteTarget {
         Ok(())
     }
 
-    async fn send(&self, documents: &[(usize, &RawDocument)], statement: Statement) -> Result<Document> {
+    async fn send(
+        &self,
+        documents: &[(usize, &RawDocument)],
+        statement: Statement,
+        session: Option<&mut ClientSession>,
+    ) -> Result<Document> {
         let collection = self.namespace.collection();
-        let mut tail = rawdoc! { "ordered": self.ordered };
+        let mut tail = rawdoc! { "ordered": self.ordered || session.is_some() };
         if self.bypass_validation {
             tail.append(cstr!("bypassDocumentValidation"), true);
         }
         if self.keeps_empty_timestamps {
             tail.append(cstr!("bypassEmptyTsReplacement"), true);
         }
-        tail.append(cstr!("writeConcern"), write_concern_document(&self.write_concern));
+        if session.is_none() {
+            tail.append(cstr!("writeConcern"), write_concern_document(&self.write_concern));
+        }
         let command = if statement == Statement::Insert {
             let documents = documents.iter().map(|(_, document)| *document);
             raw::command_with(&rawdoc! { "insert": collection }, "documents", documents, &tail)?
@@ -267,7 +294,12 @@ impl WriteTarget {
             let updates = updates.iter().map(AsRef::as_ref);
             raw::command_with(&rawdoc! { "update": collection }, "updates", updates, &tail)?
         };
-        Ok(self.deployment.database(self.namespace.database()).run_raw_command(command).await?)
+        let database = self.deployment.database(self.namespace.database());
+        let run = database.run_raw_command(command);
+        Ok(match session {
+            Some(session) => run.session(session).await?,
+            None => run.await?,
+        })
     }
 
     fn take_reply(

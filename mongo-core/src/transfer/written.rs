@@ -48,7 +48,7 @@ impl WriteTarget {
             let marred: Vec<(usize, &RawDocument)> =
                 marred.into_iter().filter_map(|index| Some((index, *documents.get(index)?))).collect();
             let mut corrected = WriteOutcome::default();
-            self.write_split(&marred, Statement::Correct, &mut corrected).await?;
+            self.write_split(&marred, Statement::Correct, &mut corrected, None).await?;
             op_time = corrected.op_time;
             for (index, _) in marred {
                 written[index] = !corrected.refused.iter().any(|refused| refused.index == index);

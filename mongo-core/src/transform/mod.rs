@@ -2,13 +2,18 @@
 
 #[cfg(any(test, feature = "testkit"))]
 pub mod conformance;
+mod new_ids;
+mod paths;
 mod redact;
 
 use std::fmt;
 
 use bson::{RawDocument, RawDocumentBuf};
 
-pub use self::redact::{Redaction, Redactions};
+pub use self::{
+    new_ids::{NewIds, Reference},
+    redact::{Redaction, Redactions},
+};
 use crate::{error::Result, namespace::Namespace};
 
 /// Decides what becomes of each document.

@@ -2,16 +2,17 @@
 
 use std::fmt;
 
-use bson::{RawDocument, RawDocumentBuf};
+use bson::RawDocument;
 
-use super::{Transform, Transformed};
+use super::{
+    Transform, Transformed,
+    paths::{DEEPEST, Rewrite, hash, path_of, rewrite, text},
+};
 use crate::{
     error::{Error, Result},
     namespace::{Namespace, NamespacePattern},
     redact::Secret,
-    transfer::raw::{
-        self, ARRAY, BOOLEAN, DATE, DECIMAL, DOCUMENT, DOUBLE, Element, INT32, INT64, NULL, OBJECT_ID, STRING, TIMESTAMP, Writer,
-    },
+    transfer::raw::{self, BOOLEAN, DATE, DECIMAL, DOUBLE, Element, INT32, INT64, NULL, OBJECT_ID, STRING, TIMESTAMP, Writer},
 };
 
 /// What becomes of a field.
@@ -76,54 +77,12 @@ impl Redactions {
     /// # Errors
     /// `InvalidInput` for a bad pattern, an empty path, and for an `_id` that would be left out or masked.
     pub fn rule(mut self, namespaces: &str, field: &str, redaction: Redaction) -> Result<Self> {
-        let path: Vec<Vec<u8>> = field.split('.').map(|name| name.as_bytes().to_vec()).collect();
-        if path.iter().any(Vec::is_empty) || field.contains('\0') {
-            return Err(
-                Error::invalid("a field is a name, or names with dots between them").with_context("field", field.escape_debug())
-            );
-        }
+        let path = path_of(field)?;
         if path.first().is_some_and(|name| name == b"_id") && redaction != Redaction::Hash {
             return Err(Error::invalid("documents need an _id of their own: it can be hashed, but not be left out or masked"));
         }
         self.rules.push(Rule { namespaces: namespaces.parse()?, path, redaction });
         Ok(self)
-    }
-
-    fn redact(&self, document: &RawDocument, rules: &[(&[Vec<u8>], Redaction)], depth: u32) -> Result<Vec<u8>> {
-        if depth > DEEPEST {
-            return Err(Error::corrupt("a document is nested deeper than any server allows"));
-        }
-        let mut redacted = Writer::new(document.as_bytes().len());
-        for field in raw::elements(document) {
-            let field = field?;
-            let meeting: Vec<(&[Vec<u8>], Redaction)> = rules
-                .iter()
-                .filter_map(|(path, redaction)| Some((path.strip_prefix(&[field.name.to_vec()])?, *redaction)))
-                .collect();
-            match meeting.iter().find(|(rest, _)| rest.is_empty()) {
-                Some((_, Redaction::Drop)) => {}
-                Some((_, redaction)) => self.redact_value(&mut redacted, field, *redaction, depth)?,
-                None if meeting.is_empty() => redacted.element(field),
-                None => self.descend(&mut redacted, field, &meeting, depth)?,
-            }
-        }
-        redacted.finish()
-    }
-
-    /// Goes on below a field, through arrays.
-    fn descend(&self, to: &mut Writer, field: Element<'_>, rules: &[(&[Vec<u8>], Redaction)], depth: u32) -> Result<()> {
-        match (field.as_document(), field.as_array()) {
-            (Some(document), _) => to.append(DOCUMENT, field.name, &self.redact(document, rules, depth + 1)?),
-            (None, Some(array)) => {
-                let mut elements = Writer::new(array.as_bytes().len());
-                for element in raw::elements(array) {
-                    self.descend(&mut elements, element?, rules, depth + 1)?;
-                }
-                to.append(ARRAY, field.name, &elements.finish()?);
-            }
-            (None, None) => to.element(field),
-        }
-        Ok(())
     }
 
     fn redact_value(&self, to: &mut Writer, value: Element<'_>, redaction: Redaction, depth: u32) -> Result<()> {
@@ -139,34 +98,11 @@ impl Redactions {
             return Ok(());
         }
         match redaction {
-            Redaction::Hash => self.hash(to, value),
+            Redaction::Hash => hash(self.key.expose(), b"", to, value),
             Redaction::Mask => mask(to, value),
             Redaction::Drop => {}
         }
         Ok(())
-    }
-
-    fn hash(&self, to: &mut Writer, value: Element<'_>) {
-        let mut hasher = blake3::Hasher::new_keyed(self.key.expose());
-        match value.kind {
-            // That there is nothing tells nothing, and numbers that are equal are one value whatever their types.
-            NULL => return to.element(value),
-            INT32 | INT64 | DOUBLE | DECIMAL => {
-                hasher.update(&[INT64]);
-                hasher.update(&crate::transfer::place_of_number(&value).to_le_bytes());
-            }
-            _ => {
-                hasher.update(&[value.kind]);
-                hasher.update(value.value);
-            }
-        }
-        let hash = hasher.finalize();
-        let bytes = hash.as_bytes();
-        match value.kind {
-            OBJECT_ID => to.append(OBJECT_ID, value.name, &bytes[..12]),
-            INT32 | INT64 | DOUBLE | DECIMAL => to.append(INT64, value.name, &bytes[..8]),
-            _ => to.append(STRING, value.name, &text(&hash.to_hex()[..32])),
-        }
     }
 }
 
@@ -181,21 +117,19 @@ fn mask(to: &mut Writer, value: Element<'_>) {
     }
 }
 
-/// A text as BSON has it.
-fn text(text: &str) -> Vec<u8> {
-    let length = u32::try_from(text.len() + 1).unwrap_or(u32::MAX);
-    [&length.to_le_bytes()[..], text.as_bytes(), &[0]].concat()
-}
-
 impl Transform for Redactions {
     fn apply(&self, namespace: &Namespace, document: &RawDocument) -> Result<Transformed> {
         let name = namespace.to_string();
         let rules = self.rules.iter().filter(|rule| rule.namespaces.matches(&name));
-        let rules: Vec<(&[Vec<u8>], Redaction)> = rules.map(|rule| (&rule.path[..], rule.redaction)).collect();
+        let rules: Vec<Rewrite<'_, Redaction>> = rules.map(|rule| (&rule.path[..], rule.redaction)).collect();
         if rules.is_empty() {
             return Ok(Transformed::Keep);
         }
-        Ok(Transformed::Replace(RawDocumentBuf::from_bytes(self.redact(document, &rules, 0)?)?))
+        let redacted = rewrite(document, &rules, &mut |to, value, redaction| match redaction {
+            Redaction::Drop => Ok(()),
+            _ => self.redact_value(to, value, redaction, 0),
+        })?;
+        Ok(Transformed::Replace(redacted))
     }
 
     fn changes_ids(&self, namespace: &Namespace) -> bool {
@@ -205,11 +139,10 @@ impl Transform for Redactions {
 }
 
 const CONTEXT: &str = "mongo-core 2026-11 redaction key";
-const DEEPEST: u32 = 250;
 
 #[cfg(test)]
 mod tests {
-    use bson::{Bson, DateTime, RawBson, oid::ObjectId, rawdoc};
+    use bson::{Bson, DateTime, RawBson, RawDocumentBuf, oid::ObjectId, rawdoc};
     use proptest::prelude::*;
 
     use super::*;
