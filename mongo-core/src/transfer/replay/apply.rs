@@ -38,7 +38,7 @@ use crate::{
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ApplyPath {
-    /// The command `applyOps` with a thousand operations: replica sets from 5.0 on, for whoever may run it (the action `applyOps`
+    /// The command `applyOps` with some hundreds of operations: replica sets from 5.0 on, for whoever may run it (the action `applyOps`
     /// on the cluster, `bypassDocumentValidation`, and the actions of the operations themselves; `root` has them). The fastest.
     ApplyOps,
     /// Update pipelines with the stage by which the server itself applies differences: from 6.0 on, with the role `readWrite`.

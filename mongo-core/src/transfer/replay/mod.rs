@@ -1,7 +1,7 @@
 //! Applying changes in order, many at a time.
 //!
 //! An oplog is one sequence, but changes to different documents do not care about each other's order. So operations are dealt out to
-//! *lanes* by a hash of collection and `_id`; within a lane they keep their order, in batches of a thousand, and of several changes to one
+//! *lanes* by a hash of collection and `_id`; within a lane they keep their order, in batches of some hundreds, and of several changes to one
 //! document only those are sent that make a difference. Whoever must not overtake anybody (a change of definitions) waits until all lanes
 //! are empty: [`Replay::drain`].
 //!
@@ -46,7 +46,7 @@ use crate::{
 pub struct ReplaySettings {
     /// How many batches are applied at the same time. Default 4.
     pub lanes: NonZeroUsize,
-    /// The most operations in a batch. Default 1000.
+    /// The most operations in a batch. Default 500: what `applyOps` takes for one grows with how many there are.
     pub batch_operations: usize,
     /// The most bytes in a batch; a larger operation goes alone. Default 4 MiB.
     pub batch_bytes: usize,
@@ -56,12 +56,7 @@ pub struct ReplaySettings {
 
 impl Default for ReplaySettings {
     fn default() -> Self {
-        Self {
-            lanes: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
-            batch_operations: 1000,
-            batch_bytes: 4 << 20,
-            path: None,
-        }
+        Self { lanes: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN), batch_operations: 500, batch_bytes: 4 << 20, path: None }
     }
 }
 
