@@ -257,3 +257,58 @@ async fn a_point_that_was_not_captured_is_refused_and_the_nearest_are_named() {
     assert_eq!(report.point, Some(until));
     assert_eq!(data_hash(&source, "copy").await, data_hash(&source, "shop").await);
 }
+
+/// A capped collection forgets its oldest documents while it is read, and what it forgot must not come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capped_collection_that_overflows_while_it_is_read_is_restored_in_order() {
+    for version in ["4.4", "6.0"] {
+        let server = mongo_testkit::TestDeployment::replica_set(1).version(version).start().await.unwrap();
+        let source = crate::support::open(&server).await;
+        let repository = repository().await;
+        let log = source.database("shop").collection::<Document>("log");
+        source.database("shop").run_command(doc! { "create": "log", "capped": true, "size": 1 << 20, "max": 60 }).await.unwrap();
+        let stop = CancellationToken::new();
+        let writing = tokio::spawn({
+            let (log, stop) = (log.clone(), stop.clone());
+            async move {
+                for number in 0.. {
+                    if stop.is_cancelled() {
+                        break;
+                    }
+                    log.insert_one(doc! { "_id": number, "text": "x".repeat(100) }).await.unwrap();
+                }
+            }
+        });
+        let capturing = Capturing::start(&source, &repository);
+        while log.estimated_document_count().await.unwrap() < 60 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..4 {
+            Backup::builder(&source, &repository).namespaces("shop.*").build().unwrap().run().await.unwrap();
+        }
+        stop.cancel();
+        writing.await.unwrap();
+        let moment = moment(&source, &["shop"]).await;
+        capturing.stop().await;
+        for snapshot in repository.snapshots().await.unwrap().snapshots {
+            source.database("shop").drop().await.unwrap();
+            // As it was when it had just been read: the newest sixty, in order, and no older one between them.
+            let early = RestorePoint::Position(snapshot.consistent_from().unwrap());
+            let restore = Restore::builder(&repository, snapshot.id.clone()).into(&source).at(early);
+            restore.build().unwrap().run().await.unwrap();
+            let numbers: Vec<i32> = {
+                use futures_util::TryStreamExt as _;
+                let all: Vec<Document> =
+                    log.find(doc! {}).sort(doc! { "$natural": 1 }).await.unwrap().try_collect().await.unwrap();
+                all.iter().map(|document| document.get_i32("_id").unwrap()).collect()
+            };
+            let last = *numbers.last().unwrap();
+            assert_eq!(numbers, ((last - 59).max(0)..=last).collect::<Vec<_>>(), "{version}");
+            source.database("shop").drop().await.unwrap();
+            let restore = Restore::builder(&repository, snapshot.id).into(&source).at(RestorePoint::Position(moment.position));
+            assert!(restore.build().unwrap().run().await.unwrap().is_complete());
+            let restored = fingerprints(&source, &["shop"]).await;
+            assert!(differing(&moment.state, &restored).is_empty(), "{version}: {:#?} {restored:#?}", moment.state);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Bringing a snapshot back: plan, inspect, run, report.
 
+mod capped;
 mod checkpoint;
 mod documents;
 mod ids;

@@ -7,7 +7,7 @@ use mongo_core::{
     bson::{RawDocumentBuf, Timestamp},
     progress::{PhaseMeter, Total},
     transfer::{
-        oplog::Action,
+        oplog::{Action, OperationKind},
         partition::Key,
         replay::{Missing, Replay, ReplayTarget},
     },
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Restore, RestoreItem,
+    capped::{Grown, PassedOver, is_in_doubt},
     checkpoint::{Begun, Checkpoint},
     ids::IdRange,
 };
@@ -30,6 +31,7 @@ pub(super) struct Journey {
     timeline: Timeline,
     manifest: SnapshotManifest,
     in_snapshot: Vec<SnapshotNamespace>,
+    grown: Grown,
     /// The last position that counts.
     pub(super) reached: Timestamp,
 }
@@ -64,10 +66,12 @@ impl Journey {
         manifest: &SnapshotManifest,
         in_snapshot: Vec<SnapshotNamespace>,
     ) -> Result<(Self, Vec<Ended>)> {
-        let mut journey =
-            Self { timeline, manifest: manifest.clone(), in_snapshot, reached: Timestamp { time: 0, increment: 0 } };
-        let mut exploring = Exploring { history: journey.history()? };
+        let (grown, reached) = (Grown::default(), Timestamp { time: 0, increment: 0 });
+        let mut journey = Self { timeline, manifest: manifest.clone(), in_snapshot, grown, reached };
+        let read_until = manifest.read_until;
+        let mut exploring = Exploring { history: journey.history()?, read_until, grown: Grown::default() };
         journey.reached = journey.timeline.tell(&mut exploring, &restore.cancel).await?;
+        journey.grown = exploring.grown;
         Ok((journey, exploring.history.end()?))
     }
 
@@ -80,12 +84,23 @@ impl Journey {
 
 struct Exploring {
     history: History,
+    read_until: Option<Timestamp>,
+    grown: Grown,
 }
 
 impl Listener for Exploring {
     async fn take(&mut self, at: Timestamp, action: Action<'_>) -> Result<()> {
         match action {
-            Action::Operation(operation) => self.history.operation(at, &operation).map(drop),
+            Action::Operation(operation) => {
+                if let Subject::Collection(number) = self.history.operation(at, &operation)?
+                    && operation.kind == OperationKind::Insert
+                    && is_in_doubt(at, self.read_until)
+                    && self.history.is_capped(number)
+                {
+                    self.grown.note(number, Key::of_element(&operation.id()?)?);
+                }
+                Ok(())
+            }
             Action::Command(command) => self.history.command(at, &command),
             _ => Ok(()),
         }
@@ -124,12 +139,16 @@ impl Restore {
         for missing in replayed.missing {
             replay.expect_missing([Missing::new(missing.namespace, Key::of(&missing.id)?)]);
         }
+        let names = targets.iter().map(|(number, target)| (*number, target.namespace.clone())).collect();
+        let passed_over = journey.grown.pass_over(self, &names).await?;
         let meter = PhaseMeter::start(Arc::clone(&self.progress), "oplog", Total::Unknown);
         let mut applying = Applying {
             restore: self,
             history: journey.history()?,
             targets,
             ids: self.choice.ids.clone(),
+            passed_over,
+            read_until: journey.manifest.read_until,
             replay,
             applied: replayed.reached,
             checkpoint,
@@ -163,6 +182,8 @@ struct Applying<'a> {
     history: History,
     targets: HashMap<usize, Arc<ReplayTarget>>,
     ids: Option<IdRange>,
+    passed_over: PassedOver,
+    read_until: Option<Timestamp>,
     replay: Replay,
     /// What takes effect up to here was applied by an earlier run.
     applied: Option<Timestamp>,
@@ -179,6 +200,13 @@ impl Listener for Applying<'_> {
             _ => return Ok(()),
         };
         let Subject::Collection(number) = self.history.operation(at, &operation)? else { return Ok(()) };
+        if operation.kind == OperationKind::Insert
+            && is_in_doubt(at, self.read_until)
+            && self.history.is_capped(number)
+            && self.passed_over.take(number)
+        {
+            return Ok(());
+        }
         if self.applied.is_some_and(|applied| at <= applied) {
             return Ok(());
         }

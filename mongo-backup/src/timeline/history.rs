@@ -121,6 +121,12 @@ impl History {
         Some(number)
     }
 
+    /// Whether a collection that is followed is capped.
+    pub(crate) fn is_capped(&self, number: usize) -> bool {
+        let followed = self.collections.get(number).and_then(Option::as_ref);
+        followed.is_some_and(|followed| followed.options.get_bool("capped").is_ok_and(|capped| capped))
+    }
+
     /// Tells what an operation on a document is about, and takes note of it if it defines a view.
     pub(crate) fn operation(&mut self, at: Timestamp, operation: &Operation<'_>) -> Result<Subject> {
         let name = operation.namespace;
