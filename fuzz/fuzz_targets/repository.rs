@@ -6,7 +6,7 @@ use mongo_backup::fuzzing;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 10 {
+    match which % 11 {
         0 => fuzzing::config(bytes),
         1 => fuzzing::frame(bytes),
         2 => fuzzing::index(bytes),
@@ -16,6 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
         6 => fuzzing::block(bytes),
         7 => fuzzing::mark(bytes),
         8 => fuzzing::key(bytes),
+        9 => fuzzing::slice(bytes),
         _ => fuzzing::node(bytes),
     }
 });

@@ -52,7 +52,7 @@ async fn replay(entries: &[RawDocumentBuf], from: &str, to: (&Deployment, &str),
                 }
             }
             Effect::Many(mut group) => {
-                while let Some(carried) = group.next().unwrap() {
+                while let Some(carried) = group.next_carried().unwrap() {
                     for action in carried.actions().unwrap() {
                         if let Action::Operation(operation) = action
                             && let Some(target) = push(&operation)

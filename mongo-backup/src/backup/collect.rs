@@ -139,7 +139,7 @@ pub(super) async fn collect(
         // Collections are partitioned one at a time, only as far ahead as there are hands free.
         while running.len() < context.settings.parallel_ranges.get() {
             if let Some(job) = waiting.pop_front() {
-                running.spawn(async move { read_range(job).await.map(Done::Range) });
+                running.spawn(async move { read_range(job).await.map(|done| Done::Range(Box::new(done))) });
                 continue;
             }
             let Some((collection, entry)) = entries.next() else { break };
@@ -219,7 +219,7 @@ pub(super) async fn collect(
 
 /// What a task has done.
 enum Done {
-    Range(RangeDone),
+    Range(Box<RangeDone>),
     Regrown { collection: usize, bits: u8, regrown: Regrown },
 }
 

@@ -398,8 +398,8 @@ mod tests {
                 source: texts.2,
                 tags: texts.3,
                 catalog: TreeRoot {
-                    node: Some(mongo_core::bson::Binary {
-                        subtype: mongo_core::bson::spec::BinarySubtype::Generic,
+                    node: Some(Binary {
+                        subtype: BinarySubtype::Generic,
                         bytes: node.to_vec(),
                     }),
                     documents: 1,

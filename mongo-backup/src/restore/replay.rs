@@ -1,6 +1,6 @@
 //! Rolling what was restored forward, by the oplog.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc};
 
 use mongo_core::{
     Error, Namespace, Result,
@@ -13,6 +13,7 @@ use mongo_core::{
     },
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{
     Restore, RestoreItem,

@@ -220,7 +220,8 @@ impl History {
             return Ok(());
         }
         if name.ends_with(".system.views") {
-            return Ok(self.drop_views(command));
+            self.drop_views(command);
+            return Ok(());
         }
         let Some(number) = self.find(command.uuid, &name) else {
             let is_selected = name.parse().is_ok_and(|namespace| self.selects(&namespace));

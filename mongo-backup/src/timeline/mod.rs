@@ -171,7 +171,7 @@ impl Timeline {
             Effect::Command(command) if at > reflected && !is_past => listener.take(at, Action::Command(command)).await,
             Effect::Many(mut group) if group.at > reflected && group.at <= self.limit => {
                 let at = group.at;
-                while let Some(carried) = group.next()? {
+                while let Some(carried) = group.next_carried()? {
                     for action in carried.actions()? {
                         listener.take(at, action).await?;
                     }

@@ -139,10 +139,10 @@ mod tests {
             let id = RawBson::try_from(id).unwrap();
             let referred: RawBson = apply(&new_ids, "a.c", &rawdoc! { "_id": id.clone() }).get("_id").unwrap().unwrap().into();
             assert_ne!(referred, id);
-            let referring = rawdoc! { "_id": 1, "one": id.clone(), "many": [{ "id": id.clone() }, { "id": [id.clone(), bson::RawBson::Null] }, 7] };
+            let referring = rawdoc! { "_id": 1, "one": id.clone(), "many": [{ "id": id.clone() }, { "id": [id.clone(), RawBson::Null] }, 7] };
             let changed = apply(&new_ids, "a.b", &referring);
             assert_eq!(RawBson::from(changed.get("one").unwrap().unwrap()), referred);
-            let expected = rawdoc! { "many": [{ "id": referred.clone() }, { "id": [referred, bson::RawBson::Null] }, 7] };
+            let expected = rawdoc! { "many": [{ "id": referred.clone() }, { "id": [referred, RawBson::Null] }, 7] };
             assert_eq!(changed.get_array("many").unwrap().as_bytes(), expected.get_array("many").unwrap().as_bytes());
             conformance::check(&new_ids, &"a.b".parse().unwrap(), &[referring]).unwrap();
         }

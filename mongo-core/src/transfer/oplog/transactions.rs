@@ -137,7 +137,7 @@ impl Group {
     ///
     /// # Errors
     /// `Internal` when a temporary file cannot be read.
-    pub fn next(&mut self) -> Result<Option<Carried>> {
+    pub fn next_carried(&mut self) -> Result<Option<Carried>> {
         self.operations.next()
     }
 }
@@ -224,19 +224,19 @@ impl Spool {
     }
 
     fn next(&mut self) -> Result<Option<Carried>> {
-        if let Some((file, length, read)) = &mut self.file {
-            if *read < *length {
-                let mut bytes = Vec::new();
-                file.seek(SeekFrom::Start(*read)).map_err(spilled)?;
-                file.take(CHUNK.min(*length - *read)).read_to_end(&mut bytes).map_err(spilled)?;
-                let whole = whole_documents(&bytes);
-                if whole == 0 {
-                    return self.next_large();
-                }
-                bytes.truncate(whole);
-                *read += whole as u64;
-                return Ok(Some(Carried(bytes)));
+        if let Some((file, length, read)) = &mut self.file
+            && *read < *length
+        {
+            let mut bytes = Vec::new();
+            file.seek(SeekFrom::Start(*read)).map_err(spilled)?;
+            file.take(CHUNK.min(*length - *read)).read_to_end(&mut bytes).map_err(spilled)?;
+            let whole = whole_documents(&bytes);
+            if whole == 0 {
+                return self.next_large();
             }
+            bytes.truncate(whole);
+            *read += whole as u64;
+            return Ok(Some(Carried(bytes)));
         }
         let bytes = std::mem::take(&mut self.buffer);
         Ok((!bytes.is_empty()).then_some(Carried(bytes)))
@@ -302,7 +302,7 @@ mod tests {
     fn ids(effect: Effect<'_>) -> Option<(Timestamp, Vec<i32>)> {
         let Effect::Many(mut group) = effect else { return None };
         let mut ids = Vec::new();
-        while let Some(carried) = group.next().unwrap() {
+        while let Some(carried) = group.next_carried().unwrap() {
             for action in carried.actions().unwrap() {
                 let Action::Operation(operation) = action else { panic!("no operation") };
                 ids.push(operation.object.get_i32("_id").unwrap());
