@@ -30,6 +30,10 @@ pub(crate) struct Create {
     /// Read everything, though the oplog tells what has changed since the newest snapshot
     #[arg(long)]
     full_scan: bool,
+    /// On a standalone server, which has no oplog: read only documents whose field says that they have changed, as updated_at; deleted ones stay in
+    /// the snapshot
+    #[arg(long, value_name = "FIELD")]
+    since_field: Option<String>,
     /// zstd's compression level, -7 to 22
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     level: i32,
@@ -61,6 +65,9 @@ impl Create {
         }
         for pattern in &self.exclude {
             builder = builder.exclude(pattern);
+        }
+        if let Some(field) = &self.since_field {
+            builder = builder.since_field(field);
         }
         if self.full_scan {
             builder = builder.full_scan();

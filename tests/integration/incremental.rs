@@ -136,3 +136,41 @@ async fn a_snapshot_of_an_older_server_is_made_one_state_when_it_is_restored() {
         assert_eq!(data_hash(&source, &to).await, data_hash(&source, "shop").await);
     }
 }
+
+/// B2 on a standalone.
+#[tokio::test]
+async fn on_a_standalone_a_field_tells_what_has_changed_and_the_report_what_it_does_not() {
+    let server = mongo_testkit::TestDeployment::standalone().start().await.unwrap();
+    let source = crate::support::open(&server).await;
+    let repository = repository().await;
+    let orders = source.database("shop").collection::<Document>("orders");
+    let old = mongo_core::bson::DateTime::from_millis(0);
+    orders.insert_many((0..5_000).map(|id| doc! { "_id": id, "updated_at": old, "text": "x".repeat(200) })).await.unwrap();
+    let back_up = || {
+        let backup = Backup::builder(&source, &repository).since_field("updated_at").build().unwrap();
+        async move { backup.run().await.unwrap() }
+    };
+    assert!(back_up().await.full_scan.unwrap().contains("first"));
+    let now = mongo_core::bson::DateTime::now();
+    orders.update_one(doc! { "_id": 17 }, doc! { "$set": { "updated_at": now, "new": true } }).await.unwrap();
+    orders.insert_one(doc! { "_id": 2_000.5, "updated_at": now }).await.unwrap();
+    orders.delete_one(doc! { "_id": 4_000 }).await.unwrap();
+    fill(&source, "shop", "made", 10).await;
+    let report = back_up().await;
+    assert!(report.parent.is_some() && report.documents_read < 1_000, "{report:?}");
+    let Consistency::BestEffort { reason, .. } = &report.consistency else { panic!("{report:?}") };
+    assert!(reason.contains("updated_at") && reason.contains("deleted"), "{reason}");
+    Restore::builder(&repository, SnapshotChoice::Latest)
+        .into(&source)
+        .rename("shop", "copy")
+        .build()
+        .unwrap()
+        .run()
+        .await
+        .unwrap();
+    let copy = source.database("copy").collection::<Document>("orders");
+    assert!(copy.find_one(doc! { "_id": 17 }).await.unwrap().unwrap().get_bool("new").unwrap());
+    assert_eq!(copy.count_documents(doc! {}).await.unwrap(), 5_001, "the deleted one is still there, as the report says");
+    let full = Backup::builder(&source, &repository).namespaces("shop.*").full_scan().build().unwrap().run().await.unwrap();
+    assert_eq!(full.documents, 5_010);
+}

@@ -3,9 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use mongo_core::{
-    Error, Result,
-    bson::{RawDocument, Timestamp},
+    Deployment, Error, Result,
+    bson::{DateTime, RawDocument, RawDocumentBuf, Timestamp, doc},
     transfer::{
+        catalog::{Catalog, CollectionKind},
+        leading_id,
         oplog::{Action, Command, Entry, Oplog, OplogRead, ReplicaSetId},
         partition::Key,
     },
@@ -49,7 +51,7 @@ impl Changes {
     ) -> Result<std::result::Result<Self, String>> {
         let mut changes = Self::default();
         match changes.read_oplog(oplog, from, until).await? {
-            Ok(()) => return Ok(changes.known()),
+            Ok(()) => return Ok(Ok(changes)),
             Err(Gap::Lost) => {}
             Err(Gap::Unknown(what)) => return Ok(Err(what)),
         }
@@ -74,11 +76,27 @@ impl Changes {
                 Err(Gap::Unknown(what)) => return Ok(Err(what)),
             }
         }
-        Ok(changes.known())
+        Ok(Ok(changes))
     }
 
-    fn known(self) -> std::result::Result<Self, String> {
-        Ok(self)
+    /// What has changed where there is no oplog: documents whose field holds a date not before `since`.
+    pub(super) async fn by_field(deployment: &Deployment, catalog: &Catalog, field: &str, since: DateTime) -> Result<Self> {
+        let mut changes = Self::default();
+        for entry in catalog.entries.iter().filter(|entry| entry.kind() == CollectionKind::Collection) {
+            let Some(uuid) = entry.uuid() else { continue };
+            let namespace = entry.namespace();
+            let collection = deployment.database(namespace.database()).collection::<RawDocumentBuf>(namespace.collection());
+            let mut found = collection.find(doc! { field: { "$gte": since } }).projection(doc! { "_id": 1 }).await?;
+            let mut ids = HashSet::new();
+            while found.advance().await? {
+                if let Some(id) = leading_id(found.current().as_bytes()) {
+                    ids.insert(id.to_vec().into_boxed_slice());
+                }
+            }
+            let touched = if entry.is_capped() { Touched::Everything } else { Touched::Ids(ids) };
+            changes.collections.insert(uuid, touched);
+        }
+        Ok(changes)
     }
 
     async fn read_oplog(&mut self, oplog: &Oplog, from: Timestamp, until: Timestamp) -> Result<std::result::Result<(), Gap>> {

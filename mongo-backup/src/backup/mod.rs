@@ -23,7 +23,7 @@ use crate::{
     repository::{
         Repository, TOOL,
         announcement::Session,
-        manifest::{Consistency, SnapshotId, SnapshotManifest},
+        manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
         slice::OpenSlice,
         store::{SegmentStore, StoreTotals, storing},
         tree::TreeRoot,
@@ -290,6 +290,12 @@ impl BackupPlan<'_> {
                 Some(_) => backup.choose_cluster_time(catalog).await.map(|(catalog, at)| (catalog, Some(at)))?,
                 None => (backup.read_catalog().await?, None),
             };
+            let reason = match &parent {
+                Parent::ByField { field, .. } => format!(
+                    "{reason}, and what has changed was told by the field {field}: documents that were deleted, or changed without it, since the last full scan are as they were"
+                ),
+                _ => reason,
+            };
             let reading = job.read(catalog, When::Now { defined_at }, history, &parent).await?;
             job.publish_as_read(reading, reason, parent).await
         }
@@ -395,6 +401,8 @@ enum When {
 enum Parent {
     /// What an older snapshot holds, or what was read before for the same.
     Older { id: Option<SnapshotId>, catalog: TreeRoot, from: Timestamp, set: ReplicaSetId },
+    /// The same, where there is no oplog: documents whose field says so have changed.
+    ByField { id: SnapshotId, catalog: TreeRoot, since: DateTime, field: String },
     /// Nothing, and why.
     None { reason: String },
 }
@@ -430,6 +438,25 @@ impl Backup {
         if self.settings.full_scan {
             return none("it was asked for");
         }
+        let snapshots = self.repository.snapshots().await?.snapshots;
+        // One of the same selection has all that is asked for; any other has some of it.
+        let best = |fits: &dyn Fn(&SnapshotManifest) -> bool| {
+            let fitting = || snapshots.iter().rev().filter(|snapshot| fits(snapshot));
+            fitting().find(|snapshot| snapshot.selection == self.settings.selection).or_else(|| fitting().next()).cloned()
+        };
+        if let (None, None, Some(field)) = (history, &self.transform, &self.settings.since_field) {
+            let fits = |snapshot: &SnapshotManifest| {
+                let is_alike = snapshot.source == self.settings.source && snapshot.topology == *self.deployment.topology();
+                is_alike && !snapshot.is_transformed && snapshot.resume_point.is_none()
+            };
+            return Ok(match best(&fits) {
+                None => Parent::None { reason: "it is the first snapshot of this deployment".to_owned() },
+                Some(parent) => {
+                    let since = DateTime::from_millis(parent.started.timestamp_millis().saturating_sub(CLOCKS_DIFFER));
+                    Parent::ByField { id: parent.id, catalog: parent.catalog, since, field: field.clone() }
+                }
+            });
+        }
         let Some(history) = history else {
             return none(match self.deployment.topology() {
                 _ if self.transform.is_some() => "documents are changed on the way, which the oplog does not tell",
@@ -437,8 +464,7 @@ impl Backup {
                 _ => "the oplog, which tells what has changed, may not be read",
             });
         };
-        let snapshots = self.repository.snapshots().await?.snapshots;
-        let newest = snapshots.into_iter().rev().find(|snapshot| snapshot.replica_set == Some(history.set));
+        let newest = best(&|snapshot| snapshot.replica_set == Some(history.set) && snapshot.resume_point.is_some());
         let Some((newest, from)) = newest.and_then(|newest| newest.resume_point.map(|from| (newest, from))) else {
             return none("it is the first snapshot of this replica set");
         };
@@ -446,9 +472,21 @@ impl Backup {
     }
 
     /// What is taken over, and what has changed since up to a time.
-    async fn older(&self, parent: &Parent, until: Option<Timestamp>) -> Result<std::result::Result<Older, String>> {
+    async fn older(
+        &self,
+        parent: &Parent,
+        until: Option<Timestamp>,
+        now: &Catalog,
+    ) -> Result<std::result::Result<Older, String>> {
         let (catalog, from, set) = match parent {
             Parent::None { reason } => return Ok(Err(reason.clone())),
+            Parent::ByField { catalog, since, field, .. } => {
+                let namespaces = self.repository.namespaces_in(catalog).await?;
+                let known: HashMap<[u8; 16], SnapshotNamespace> =
+                    namespaces.into_iter().filter_map(|namespace| Some((namespace.entry().uuid()?, namespace))).collect();
+                let changes = Changes::by_field(&self.deployment, now, field, *since).await?;
+                return Ok(Ok(Older { collections: known, changes }));
+            }
             Parent::Older { catalog, from, set, .. } => (catalog, *from, *set),
         };
         let Some(until) = until else { return Ok(Err("the server does not tell its time".to_owned())) };
@@ -532,7 +570,7 @@ impl Job<'_> {
             When::Now { defined_at } => (None, defined_at),
         };
         let known_bits = backup.known_bits().await?;
-        let (older, full_scan) = match backup.older(parent, defined_at).await? {
+        let (older, full_scan) = match backup.older(parent, defined_at, &catalog).await? {
             Ok(older) => (Some(older), None),
             Err(reason) => (None, Some(reason)),
         };
@@ -587,6 +625,7 @@ impl Job<'_> {
         let sum = |number: fn(&NamespaceReport) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
         let parent = match parent {
             Parent::Older { id, .. } if collected.full_scan.is_none() => id,
+            Parent::ByField { id, .. } if collected.full_scan.is_none() => Some(id),
             _ => None,
         };
         let manifest = SnapshotManifest {
@@ -601,6 +640,7 @@ impl Job<'_> {
             read_until: until,
             defined_at,
             parent,
+            is_transformed: backup.transform.is_some(),
             selection: backup.settings.selection.clone(),
             left_out: catalog.left_out.clone(),
             namespaces: collected.namespaces.len() as u64,
@@ -626,5 +666,7 @@ impl Job<'_> {
 const CATALOG_READINGS: usize = 10;
 /// So often it is tried to read what has changed within the server's history.
 const PASSES: u32 = 4;
+/// Milliseconds by which the clock that sets a field may be behind that of a backup.
+const CLOCKS_DIFFER: i64 = 5 * 60 * 1000;
 const MAJORITY_WITHIN: Duration = Duration::from_secs(60);
 const WINDOW_SLICE: usize = 16 << 20;

@@ -41,6 +41,10 @@ pub struct BackupSettings {
     /// Whether everything is read, though the oplog tells what has changed since the newest snapshot. Default no; worth it now and then, for it relies
     /// on nothing that was stored before.
     pub full_scan: bool,
+    /// On a standalone server, which has no oplog: the field that holds the date of a document's last change, as `updated_at`. Default none: everything is
+    /// read each time. With it, documents that were deleted, or changed without that field, are in the snapshot as they were at the last full scan; the
+    /// report says so. Changes up to five minutes before the last snapshot are read again, for clocks that differ. An index on the field helps.
+    pub since_field: Option<String>,
     /// What the host calls this deployment: [retention](crate::RetentionPolicy) counts each by itself. Default nothing.
     pub source: Option<String>,
     /// What the snapshot is marked with. Default nothing.
@@ -60,6 +64,7 @@ impl Default for BackupSettings {
             memory_bytes: 64 << 20,
             retry: RetryPolicy::default(),
             full_scan: false,
+            since_field: None,
             source: None,
             tags: BTreeSet::new(),
             demand: ConsistencyDemand::default(),
@@ -133,6 +138,12 @@ impl BackupBuilder {
     /// Reads everything, though the oplog tells what has changed since the newest snapshot.
     pub fn full_scan(mut self) -> Self {
         self.settings.full_scan = true;
+        self
+    }
+
+    /// On a standalone server, takes what has changed from a field with a date: see [`BackupSettings::since_field`].
+    pub fn since_field(mut self, field: impl Into<String>) -> Self {
+        self.settings.since_field = Some(field.into());
         self
     }
 

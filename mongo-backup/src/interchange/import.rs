@@ -196,6 +196,7 @@ impl Import {
             read_until: None,
             defined_at: None,
             parent: None,
+            is_transformed: false,
             selection: NamespaceSelection::all(),
             left_out: taken.left_out,
             namespaces: taken.namespaces.len() as u64,

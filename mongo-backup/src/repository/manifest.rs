@@ -168,6 +168,9 @@ pub struct SnapshotManifest {
     /// The snapshot from which what has not changed was taken over; none after a full scan.
     #[serde(default)]
     pub parent: Option<SnapshotId>,
+    /// Whether documents were changed on their way in.
+    #[serde(default)]
+    pub is_transformed: bool,
     /// What was asked for.
     pub selection: NamespaceSelection,
     /// What the selection covered but the snapshot does not hold, and why.
@@ -386,6 +389,7 @@ mod tests {
                 read_until: resume_point.map(|(time, increment)| Timestamp { time, increment }),
                 defined_at: resume_point.map(|(time, increment)| Timestamp { time, increment }),
                 parent: resume_point.map(|_| SnapshotId::generate(DateTime::from_millis(started)).unwrap()),
+                is_transformed: started % 2 == 0,
                 selection: NamespaceSelection::all().including("shop.*").unwrap().excluding("*.tmp").unwrap(),
                 left_out: vec![LeftOut::new("local.*", "belongs to the server itself")],
                 namespaces: counts.0,
@@ -398,10 +402,7 @@ mod tests {
                 source: texts.2,
                 tags: texts.3,
                 catalog: TreeRoot {
-                    node: Some(Binary {
-                        subtype: BinarySubtype::Generic,
-                        bytes: node.to_vec(),
-                    }),
+                    node: Some(Binary { subtype: BinarySubtype::Generic, bytes: node.to_vec() }),
                     documents: 1,
                     bytes: 2,
                     segments: 3,

@@ -99,6 +99,7 @@ impl Steps {
             read_until: None,
             defined_at: None,
             parent: None,
+            is_transformed: false,
             selection: NamespaceSelection::all(),
             left_out: Vec::new(),
             namespaces: 1,

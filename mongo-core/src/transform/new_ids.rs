@@ -139,7 +139,8 @@ mod tests {
             let id = RawBson::try_from(id).unwrap();
             let referred: RawBson = apply(&new_ids, "a.c", &rawdoc! { "_id": id.clone() }).get("_id").unwrap().unwrap().into();
             assert_ne!(referred, id);
-            let referring = rawdoc! { "_id": 1, "one": id.clone(), "many": [{ "id": id.clone() }, { "id": [id.clone(), RawBson::Null] }, 7] };
+            let referring =
+                rawdoc! { "_id": 1, "one": id.clone(), "many": [{ "id": id.clone() }, { "id": [id.clone(), RawBson::Null] }, 7] };
             let changed = apply(&new_ids, "a.b", &referring);
             assert_eq!(RawBson::from(changed.get("one").unwrap().unwrap()), referred);
             let expected = rawdoc! { "many": [{ "id": referred.clone() }, { "id": [referred, RawBson::Null] }, 7] };
