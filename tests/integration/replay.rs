@@ -164,3 +164,41 @@ async fn an_update_of_a_missing_document_is_noted_until_it_is_deleted_or_inserte
         assert_eq!(left, [doc! { "_id": 2, "whole": true, "a": 1 }], "{path:?}: never half a document");
     }
 }
+
+/// The order of a capped collection is part of its content, and so are updates of what is in it.
+#[tokio::test]
+async fn updates_of_a_capped_collection_are_applied_in_their_place() {
+    use futures_util::TryStreamExt as _;
+    let (_server, target) = own().await;
+    for path in [ApplyPath::ApplyOps, ApplyPath::Pipelines, ApplyPath::Ourselves] {
+        let name = format!("capped_{path:?}").to_lowercase();
+        let database = target.database(&name);
+        database.run_command(doc! { "create": "c", "capped": true, "size": 1 << 20 }).await.unwrap();
+        let collection = database.collection::<Document>("c");
+        collection.insert_many((1..4).map(|id| doc! { "_id": id, "v": "a" })).await.unwrap();
+        let operation = |op: &str, o: RawDocumentBuf, id: i32| {
+            rawdoc! { "op": op, "ns": "from.c", "o": o, "o2": { "_id": id }, "ts": Timestamp { time: 1, increment: 1 } }
+        };
+        let entries = [
+            operation("u", rawdoc! { "_id": 2, "v": "b" }, 2),
+            operation("i", rawdoc! { "_id": 1, "v": "a" }, 1),
+            operation("u", rawdoc! { "$v": 2, "diff": { "u": { "v": "c" } } }, 3),
+            operation("i", rawdoc! { "_id": 4, "v": "d" }, 4),
+            operation("u", rawdoc! { "_id": 9, "v": "gone" }, 9),
+        ];
+        let mut replay = Replay::open(&target, by(path), CancellationToken::new()).await.unwrap();
+        let mut capped = ReplayTarget::new(format!("{name}.c").parse().unwrap());
+        capped.in_order = true;
+        let capped = Arc::new(capped);
+        for entry in &entries {
+            let Some(Action::Operation(operation)) = Action::parse(entry).unwrap() else { panic!() };
+            replay.push(&capped, &operation).await.unwrap();
+        }
+        let (_, missing) = replay.finish().await.unwrap();
+        assert!(missing.is_empty(), "{path:?}: what was dropped at the beginning need not be there");
+        let all: Vec<Document> =
+            collection.find(doc! {}).sort(doc! { "$natural": 1 }).await.unwrap().try_collect().await.unwrap();
+        let values: Vec<&str> = all.iter().map(|document| document.get_str("v").unwrap()).collect();
+        assert_eq!(values, ["a", "b", "c", "d"], "{path:?}");
+    }
+}

@@ -46,6 +46,8 @@ pub(super) struct Context<'a> {
     pub(super) settings: &'a BackupSettings,
     pub(super) from: Option<&'a SelectionCriteria>,
     pub(super) at: Option<Timestamp>,
+    /// What is not read at the cluster time is read as it is then or later.
+    pub(super) not_before: Option<Timestamp>,
     /// How finely the newest snapshot cuts each collection: cutting alike is what lets snapshots share segments.
     pub(super) known_bits: HashMap<Namespace, u8>,
     /// What an older snapshot holds, and what has changed since.
@@ -289,6 +291,7 @@ impl Context<'_> {
         let mut source = ScanSource::new(self.deployment.clone(), namespace);
         source.order = order;
         source.at = at;
+        source.not_before = self.not_before;
         source.from = self.from.cloned();
         source.average_document_bytes = u32::try_from(average).unwrap_or(u32::MAX);
         source.budget = budget.clone();
@@ -314,6 +317,7 @@ impl Context<'_> {
             repository: self.repository.clone(),
             source: self.source(namespace, ScanOrder::Id, self.at, average, budget),
             by_filter: !entry.is_clustered(),
+            average_bytes: average,
             older: older.root,
             touched,
             growth: Regrowth::new(Arc::clone(&self.store), segmenter, bits),

@@ -500,9 +500,15 @@ impl Backup {
             }
             Err(error) => return Err(error),
         };
-        let changes = match Changes::read(&oplog, &self.repository, set, from, until).await? {
-            Ok(changes) => changes,
-            Err(reason) => return Ok(Err(reason)),
+        let changes = match Changes::read(&oplog, &self.repository, set, from, until).await {
+            Ok(Ok(changes)) => changes,
+            Ok(Err(reason)) => return Ok(Err(reason)),
+            // A slice that was captured is damaged, or was removed meanwhile.
+            Err(error) if error.kind() == ErrorKind::CorruptData => {
+                self.note(format!("what has changed cannot be read: {}", error.report()));
+                return Ok(Err("the oplog that was captured is damaged".to_owned()));
+            }
+            Err(error) => return Err(error),
         };
         let known = namespaces.into_iter().filter_map(|namespace| Some((namespace.entry().uuid()?, namespace)));
         Ok(Ok(Older { collections: known.collect(), changes }))
@@ -587,6 +593,7 @@ impl Job<'_> {
                 settings: &backup.settings,
                 from: backup.from.as_ref(),
                 at,
+                not_before: defined_at,
                 known_bits,
                 older,
                 repository: &backup.repository,

@@ -33,6 +33,8 @@ pub(super) struct Regrow {
     pub(super) older: TreeRoot,
     /// The `_id`s of all documents that may have changed, in the order of the index.
     pub(super) touched: Arc<[Key]>,
+    /// Of a document.
+    pub(super) average_bytes: u64,
     pub(super) growth: Regrowth,
     pub(super) meter: Arc<PhaseMeter>,
 }
@@ -40,7 +42,8 @@ pub(super) struct Regrow {
 impl Regrow {
     /// Makes the tree.
     pub(super) async fn run(self) -> Result<Regrown> {
-        let Self { repository, source, by_filter, older, touched, mut growth, meter } = self;
+        let Self { repository, source, by_filter, older, touched, average_bytes, mut growth, meter } = self;
+        let held_at_most = usize::try_from(HELD_BYTES / average_bytes.max(1)).unwrap_or(HELD_AT_MOST).min(HELD_AT_MOST);
         let mut pieces = Pieces::of(repository.clone(), &older, touched)?;
         let (mut read, mut taken_apart) = (0, 0);
         let mut ahead = VecDeque::new();
@@ -48,7 +51,7 @@ impl Regrow {
         loop {
             // While one window is cut and compressed, the next ones are on their way.
             while ahead.len() < WINDOWS_AHEAD && !is_through {
-                let window = pieces.window().await?;
+                let window = pieces.window(held_at_most).await?;
                 is_through = window.pieces.is_empty();
                 ahead.push_back(AbortOnDropHandle::new(tokio::spawn(window.fill(source.clone(), by_filter))));
             }
@@ -252,7 +255,7 @@ impl Pieces {
     }
 
     /// The next pieces. None at the end.
-    async fn window(&mut self) -> Result<Window> {
+    async fn window(&mut self, held_at_most: usize) -> Result<Window> {
         let mut window = Window::default();
         let mut changed = 0;
         while changed < SEGMENTS_A_WINDOW && window.pieces.len() < PIECES_A_WINDOW {
@@ -260,7 +263,7 @@ impl Pieces {
                 None => break,
                 Some(Found::Node { height, entry }) => Piece::Node { height, entry },
                 Some(Found::Segment(entry)) => Piece::Segment(entry),
-                Some(Found::Changed { range, touched, .. }) if touched > HELD_AT_MOST => Piece::Range(range),
+                Some(Found::Changed { range, touched, .. }) if touched > held_at_most => Piece::Range(range),
                 Some(Found::Changed { range, segments, .. }) => {
                     changed += segments;
                     window.wanted.push((window.pieces.len(), range));
@@ -397,5 +400,7 @@ const SEGMENTS_A_WINDOW: usize = 24;
 const WINDOWS_AHEAD: usize = 4;
 const PIECES_A_WINDOW: usize = 8192;
 const NODES_AT_ONCE: usize = 64;
-/// Where more documents have changed than this, they are streamed.
+/// Where documents of more bytes than this have changed in a range, they are streamed.
+const HELD_BYTES: u64 = 2 << 20;
+/// The same by their number.
 const HELD_AT_MOST: usize = 2000;

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use mongo_core::{Result, bson::Timestamp, transfer::oplog::ReplicaSetId};
+use mongo_core::{
+    Result,
+    bson::{DateTime, Timestamp},
+    transfer::oplog::ReplicaSetId,
+};
 
 use super::Prune;
 use crate::repository::{
-    announcement::Purpose,
+    announcement::{Purpose, UnderWay},
     manifest::SnapshotManifest,
     slice::{Stretch, Stretches},
 };
@@ -26,6 +30,11 @@ impl Prune {
     /// A backup that is under way, here or on a host whose clock differs by a day, may rely on what was captured since shortly before it began.
     pub(super) async fn spent_slices(&self, kept: &[SnapshotManifest]) -> Result<Vec<Spent>> {
         let under_way = self.repository.under_way().await?;
+        // A restore may be about to roll forward with what it has planned to.
+        let reads = |operation: &UnderWay| operation.purpose == Purpose::Reading && self.is_young(operation.last_sign);
+        if under_way.iter().any(reads) {
+            return Ok(Vec::new());
+        }
         let begun = under_way.iter().filter(|operation| operation.purpose == Purpose::Backup).map(|backup| backup.started);
         let earliest = begun.fold(self.now(), |earliest, started| earliest.min(started));
         let safe = seconds(earliest.timestamp_millis() / 1000).saturating_sub(MARGIN);
@@ -33,10 +42,15 @@ impl Prune {
         for (set, stretches) in self.repository.all_stretches().await? {
             let of_set: Vec<&SnapshotManifest> = kept.iter().filter(|snapshot| snapshot.replica_set == Some(set)).collect();
             let first = of_set.iter().filter_map(|snapshot| snapshot.resume_point).min();
+            let newest = of_set.iter().filter_map(|snapshot| snapshot.resume_point).max();
             let is_spent = |stretch: &Stretch| {
                 let is_past = first.is_none_or(|first| stretch.last < first);
                 let is_safe = stretch.last.time < safe;
-                is_safe && (is_past || (self.is_too_old(stretch) && !of_set.iter().any(|snapshot| needs(snapshot, stretch))))
+                // From the newest snapshot on everything stays: there is no other way to what came behind it.
+                let is_wanted = newest.is_none_or(|newest| stretch.last >= newest);
+                is_safe
+                    && (is_past
+                        || (!is_wanted && self.is_too_old(stretch) && !of_set.iter().any(|snapshot| needs(snapshot, stretch))))
             };
             let Stretches { slices, gaps } = stretches;
             let of = |is_gap: bool| move |(stretch, bytes): (Stretch, u64)| Spent { set, stretch, is_gap, bytes };
@@ -44,6 +58,11 @@ impl Prune {
             spent.extend(gaps.into_iter().filter(|(stretch, _)| is_spent(stretch)).map(of(true)));
         }
         Ok(spent)
+    }
+
+    fn is_young(&self, sign: DateTime) -> bool {
+        let age = self.now().saturating_duration_since(sign);
+        age < self.abandoned_after + Duration::from_secs(24 * 3600)
     }
 
     fn is_too_old(&self, stretch: &Stretch) -> bool {
@@ -61,6 +80,7 @@ impl Prune {
 
     /// Removes slices that ended so long ago, though older snapshots could be rolled forward with them. Default none are too old.
     ///
+    /// Those from the newest snapshot on stay.
     /// What makes one state of a snapshot that was read over a while stays as long as the snapshot.
     pub fn max_oplog_age(mut self, age: Duration) -> Self {
         self.max_oplog_age = Some(age);

@@ -111,11 +111,17 @@ impl Restore {
         if let Some(point) = self.settings.at {
             return Timeline::find(&self.repository, &self.snapshot, point).await;
         }
-        let manifest = self.repository.snapshot(&self.snapshot).await?;
+        let mut manifest = self.repository.snapshot(&self.snapshot).await?;
         // What was read over a while is made one state, where that is possible.
         let was_read_over_a_while = !matches!(manifest.consistency, Consistency::PointInTime { .. });
         let is_as_it_was = self.choice.filter.is_none() && self.transforms.is_empty() && !self.settings.all_or_nothing;
         if !was_read_over_a_while || self.settings.mode != RestoreMode::Create || !is_as_it_was {
+            if let Consistency::Window { reason, .. } = &manifest.consistency {
+                let reason = format!(
+                    "{reason}; the oplog that would make it one state is applied only where whole collections are made anew"
+                );
+                manifest.consistency = Consistency::BestEffort { reason };
+            }
             return Ok((manifest, None));
         }
         let timeline = Timeline::settling(&self.repository, &manifest).await?;

@@ -99,6 +99,10 @@ impl RestorePlan<'_> {
         }
         let operations = match journey {
             Some(journey) => {
+                // What is rolled forward must not be rolled back underneath.
+                if restore.notes_places() {
+                    pending.settle(&restore.target, &restore.cancel).await?;
+                }
                 let checkpoint = checkpoint.as_ref().zip(begun.as_ref());
                 Box::pin(restore.roll_forward(journey, items, checkpoint, replayed)).await?
             }

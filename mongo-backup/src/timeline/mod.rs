@@ -7,7 +7,7 @@ mod point;
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Result,
     bson::Timestamp,
-    transfer::oplog::{Action, Effect, Entry, ReplicaSetId, Transactions},
+    transfer::oplog::{Action, Command, Effect, Entry, ReplicaSetId, Transactions},
 };
 
 use self::history::is_barrier;
@@ -70,7 +70,8 @@ impl Timeline {
             };
             let limit = point.limit();
             let stretches = stored.iter().find(|(other, _)| *other == set).map(|(_, stretches)| stretches);
-            let chain = stretches.map(|stretches| stretches.cover(from, Some(limit))).unwrap_or_default();
+            // To the end: a transaction that was prepared before the point can commit behind it and take effect before.
+            let chain = stretches.map(|stretches| stretches.cover(from, None)).unwrap_or_default();
             // One cluster time needs no oplog.
             let is_exact = snapshot.read_until.is_none();
             let reached = |chain: &[Stretch]| {
@@ -86,8 +87,6 @@ impl Timeline {
                 let timeline = Self { repository: repository.clone(), set, slices: chain, reflected, limit };
                 return Ok((snapshot, Some(timeline)));
             }
-            let whole = stretches.map(|stretches| stretches.cover(from, None)).unwrap_or_default();
-            let end = reached(&whole);
             if end >= consistent {
                 reachable.push((consistent, end));
             }
@@ -100,7 +99,7 @@ impl Timeline {
         let (Some(set), Some(from), Some(until)) = (snapshot.replica_set, snapshot.resume_point, snapshot.read_until) else {
             return Ok(None);
         };
-        let slices = repository.stretches(set).await?.cover(from, Some(until));
+        let slices = repository.stretches(set).await?.cover(from, None);
         if slices.last().is_none_or(|last| last.last < until) {
             return Ok(None);
         }
@@ -139,8 +138,14 @@ impl Timeline {
                 }
                 let is_past = entry.position > self.limit;
                 // A prepared transaction can take effect before the entry that says so.
-                if is_past && !transactions.has_prepared() {
-                    return Ok(last);
+                if is_past {
+                    if !transactions.has_prepared() {
+                        return Ok(last);
+                    }
+                    let ends = |command: &Command<'_>| ["commitTransaction", "abortTransaction"].contains(&command.name);
+                    if !matches!(&entry.action, Some(Action::Command(command)) if ends(command)) {
+                        continue;
+                    }
                 }
                 let took = self.take(&entry, is_past, reflected, &mut transactions, listener).await;
                 if let Err(error) = took {
@@ -153,6 +158,12 @@ impl Timeline {
             let reached = stretch.last.min(self.limit);
             // What is open can take effect at a time that has passed.
             listener.reached(transactions.oldest_open().map_or(reached, |open| open.min(reached))).await?;
+        }
+        if transactions.has_prepared() {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "a transaction was prepared before the point, and what became of it was not captured: capture more, or restore an earlier point",
+            ));
         }
         Ok(last)
     }
@@ -171,6 +182,12 @@ impl Timeline {
             Effect::Command(command) if at > reflected && !is_past => listener.take(at, Action::Command(command)).await,
             Effect::Many(mut group) if group.at > reflected && group.at <= self.limit => {
                 let at = group.at;
+                if !group.is_whole {
+                    return Err(Error::corrupt(
+                        "the oplog that was captured begins within a transaction: restore from another snapshot",
+                    )
+                    .with_context("at", position(at)));
+                }
                 while let Some(carried) = group.next_carried()? {
                     for action in carried.actions()? {
                         listener.take(at, action).await?;

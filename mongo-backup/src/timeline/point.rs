@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
 pub enum RestorePoint {
-    /// The end of a second since 1970 UTC, by the clock of the source: all that happened in it has happened.
+    /// The end of a second since 1970 UTC, by the clock of the source: all that happened in it has happened, as far as it was captured. The report tells the
+    /// position that was reached.
     Second(u32),
     /// Right behind the operation at this position, as `operationTime` tells it.
     Position(Timestamp),

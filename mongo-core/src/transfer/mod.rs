@@ -30,5 +30,5 @@ pub mod written;
 
 pub(crate) mod raw;
 
-pub(crate) use order::place_of_number;
+pub(crate) use order::exact_number;
 pub use raw::{check_structure, leading_id, without};

@@ -57,7 +57,7 @@ pub(super) fn place_hash(value: &Element<'_>) -> u64 {
 }
 
 /// The same for numbers that are equal, whatever their types: they are nearest to the same double.
-pub(crate) fn place_of_number(value: &Element<'_>) -> u64 {
+fn place_of_number(value: &Element<'_>) -> u64 {
     let number = match value.kind {
         raw::DOUBLE => value.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes)),
         raw::DECIMAL => value.value.first_chunk().and_then(|bytes| Decimal128::from_bytes(*bytes).to_string().parse().ok()),
@@ -67,6 +67,23 @@ pub(crate) fn place_of_number(value: &Element<'_>) -> u64 {
         number if number.is_nan() => u64::MAX,
         0.0 => 0,
         number => number.to_bits(),
+    }
+}
+
+/// The exact value of a number: the same bytes for numbers that are equal, whatever their types, and for no others.
+pub(crate) fn exact_number(value: &Element<'_>) -> Vec<u8> {
+    let alone = value.alone_as("n").ok();
+    let number = alone.as_ref().and_then(|alone| alone.get("n").ok().flatten());
+    match number {
+        Some(number) if approximate(&number).is_some_and(f64::is_nan) => b"NaN".to_vec(),
+        Some(number) => {
+            let Exact { negative, infinite, digits, exponent } = exact(&number);
+            // There are two zeros, and they are equal.
+            let negative = negative && (infinite || !digits.is_empty());
+            let exponent = if digits.is_empty() { 0 } else { exponent };
+            [&[u8::from(negative), u8::from(infinite)], &exponent.to_le_bytes()[..], &digits].concat()
+        }
+        None => value.value.to_vec(),
     }
 }
 

@@ -64,6 +64,8 @@ pub struct ScanSource {
     pub order: ScanOrder,
     /// Reads at this cluster time (servers from 5.0 in a replica set; not for capped collections), else what is current.
     pub at: Option<Timestamp>,
+    /// Where nothing is said of a cluster time: reads nothing older than this. A member that lags is waited for.
+    pub not_before: Option<Timestamp>,
     /// Which member to read from; the primary by default.
     pub from: Option<SelectionCriteria>,
     /// The most bytes that a batch should hold. Default 1 MiB; a larger document comes alone.
@@ -88,6 +90,7 @@ impl ScanSource {
             namespace,
             order: ScanOrder::Id,
             at: None,
+            not_before: None,
             from: None,
             batch_bytes: 1 << 20,
             average_document_bytes: 1024,
@@ -108,7 +111,11 @@ impl ScanSource {
             Some(at) => command.append(cstr!("readConcern"), rawdoc! { "level": "snapshot", "atClusterTime": at }),
             // What is not majority committed can still be rolled back; a backup must not hold it. A standalone takes "local" only.
             None if *self.deployment.topology() != crate::connect::Topology::Standalone => {
-                command.append(cstr!("readConcern"), rawdoc! { "level": "majority" });
+                let mut concern = rawdoc! { "level": "majority" };
+                if let Some(not_before) = self.not_before {
+                    concern.append(cstr!("afterClusterTime"), not_before);
+                }
+                command.append(cstr!("readConcern"), concern);
             }
             None => {}
         }

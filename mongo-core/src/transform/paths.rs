@@ -5,7 +5,7 @@ use bson::{RawDocument, RawDocumentBuf};
 use crate::{
     error::{Error, Result},
     transfer::{
-        place_of_number,
+        exact_number,
         raw::{self, ARRAY, BINARY, DECIMAL, DOCUMENT, DOUBLE, Element, INT32, INT64, NULL, OBJECT_ID, STRING, UUID, Writer},
     },
 };
@@ -95,7 +95,7 @@ pub(super) fn hash(key: &[u8; 32], salt: &[u8], to: &mut Writer, value: Element<
         NULL => return to.element(value),
         INT32 | INT64 | DOUBLE | DECIMAL => {
             hasher.update(&[INT64]);
-            hasher.update(&place_of_number(&value).to_le_bytes());
+            hasher.update(&exact_number(&value));
         }
         _ => {
             hasher.update(&[value.kind]);

@@ -197,6 +197,11 @@ mod tests {
         };
         assert_eq!(hash("key", Bson::Int32(5)), hash("key", Bson::Double(5.0)));
         assert_ne!(hash("key", Bson::Int32(5)), hash("other", Bson::Int32(5)));
+        assert_eq!(hash("key", Bson::Double(-0.0)), hash("key", Bson::Int64(0)));
+        let large = 1_i64 << 60;
+        assert_ne!(hash("key", Bson::Int64(large)), hash("key", Bson::Int64(large + 1)), "one double is nearest to both");
+        assert_eq!(hash("key", Bson::Int64(large)), hash("key", Bson::Double(1_152_921_504_606_846_976.0)));
+        assert_eq!(hash("key", Bson::Decimal128("1.50".parse().unwrap())), hash("key", Bson::Double(1.5)));
         assert_ne!(hash("key", Bson::String("5".to_owned())), hash("key", Bson::Int32(5)));
         assert_eq!(hash("key", Bson::Null), RawBson::Null);
         assert!(matches!(hash("key", Bson::DateTime(DateTime::now())), RawBson::String(_)));

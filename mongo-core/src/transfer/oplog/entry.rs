@@ -17,6 +17,8 @@ pub struct Entry<'a> {
     pub action: Option<Action<'a>>,
     transaction: Option<TransactionId<'a>>,
     multi_op_type: i64,
+    /// Where the entry before it of the same transaction stands; zero if it is the first.
+    previous: Option<Timestamp>,
     document: &'a RawDocument,
 }
 
@@ -95,6 +97,7 @@ impl<'a> Entry<'a> {
     /// `CorruptData` for what is no entry, `Unsupported` for an operation of a kind that is not known here.
     pub fn parse(document: &'a RawDocument) -> Result<Self> {
         let (mut position, mut term, mut number, mut session, mut multi_op_type) = (None, -1, None, None, 0);
+        let mut previous = None;
         for element in raw::elements(document) {
             let element = element?;
             match element.name {
@@ -102,18 +105,24 @@ impl<'a> Entry<'a> {
                 b"t" => term = element.as_integer().unwrap_or(-1),
                 b"lsid" => session = Some(element.value),
                 b"txnNumber" => number = element.as_integer(),
+                b"prevOpTime" => previous = element.as_document().and_then(|previous| previous.get_timestamp("ts").ok()),
                 b"multiOpType" => multi_op_type = element.as_integer().unwrap_or(0),
                 _ => {}
             }
         }
         let position = position.ok_or_else(|| malformed("an entry of the oplog has no timestamp"))?;
         let transaction = session.zip(number).map(|(session, number)| TransactionId { session, number });
-        Ok(Self { position, term, action: Action::parse(document)?, transaction, multi_op_type, document })
+        Ok(Self { position, term, action: Action::parse(document)?, transaction, multi_op_type, previous, document })
     }
 
     /// The entry as the server has it.
     pub fn document(&self) -> &'a RawDocument {
         self.document
+    }
+
+    /// Whether it is the first of its transaction.
+    pub(super) fn is_first(&self) -> bool {
+        self.previous.is_none_or(|previous| previous == Timestamp { time: 0, increment: 0 })
     }
 
     /// The transaction of which this is a part, or whose end.

@@ -30,6 +30,8 @@ struct Open {
     operations: Spool,
     since: Timestamp,
     is_prepared: bool,
+    /// Whether its first entry is known.
+    is_whole: bool,
 }
 
 /// What an entry brings about.
@@ -52,6 +54,8 @@ pub enum Effect<'a> {
 pub struct Group {
     /// When they take effect: a prepared transaction names a time that is not later than its entry.
     pub at: Timestamp,
+    /// Whether all of them are known; not, if the reading began in the middle of a transaction.
+    pub is_whole: bool,
     operations: Spool,
 }
 
@@ -82,18 +86,20 @@ impl Transactions {
             Some(Action::Command(command)) => command,
         };
         match (command.name, entry.transaction()) {
-            ("applyOps", Some(transaction)) => self.take_part(entry.position, transaction, &command),
+            ("applyOps", Some(transaction)) => self.take_part(entry, transaction, &command),
             ("applyOps", None) => {
                 let mut operations = Spool::default();
                 for carried in command.carried() {
                     operations.push(carried?);
                 }
-                Ok(Effect::Many(Group { at: entry.position, operations }))
+                Ok(Effect::Many(Group { at: entry.position, is_whole: true, operations }))
             }
             ("commitTransaction", Some(transaction)) => {
-                let Some(open) = self.remove(transaction) else { return Ok(Effect::None) };
                 let at = command.field(b"commitTimestamp").and_then(|field| field.as_timestamp()).unwrap_or(entry.position);
-                Ok(Effect::Many(Group { at, operations: open.operations }))
+                Ok(Effect::Many(match self.remove(transaction) {
+                    Some(open) => Group { at, is_whole: open.is_whole, operations: open.operations },
+                    None => Group { at, is_whole: false, operations: Spool::default() },
+                }))
             }
             ("abortTransaction", Some(transaction)) => {
                 self.remove(transaction);
@@ -103,9 +109,12 @@ impl Transactions {
         }
     }
 
-    fn take_part<'a>(&mut self, at: Timestamp, transaction: TransactionId<'_>, command: &Command<'_>) -> Result<Effect<'a>> {
+    fn take_part<'a>(&mut self, entry: &Entry<'_>, transaction: TransactionId<'_>, command: &Command<'_>) -> Result<Effect<'a>> {
+        let at = entry.position;
         let key = (transaction.session.to_vec(), transaction.number);
-        let open = self.open.entry(key).or_insert_with(|| Open { operations: Spool::default(), since: at, is_prepared: false });
+        let is_whole = entry.is_first();
+        let new = || Open { operations: Spool::default(), since: at, is_prepared: false, is_whole };
+        let open = self.open.entry(key).or_insert_with(new);
         let before = open.operations.in_memory();
         for carried in command.carried() {
             open.operations.push(carried?);
@@ -113,8 +122,8 @@ impl Transactions {
         self.in_memory += open.operations.in_memory() - before;
         open.is_prepared = command.flag(b"prepare");
         if !open.is_prepared && !command.flag(b"partialTxn") {
-            let operations = self.remove(transaction).map(|open| open.operations).unwrap_or_default();
-            return Ok(Effect::Many(Group { at, operations }));
+            let open = self.remove(transaction).ok_or_else(|| Error::internal("a transaction got lost"))?;
+            return Ok(Effect::Many(Group { at, is_whole: open.is_whole, operations: open.operations }));
         }
         while self.in_memory > self.memory_bytes
             && let Some(largest) = self.open.values_mut().max_by_key(|open| open.operations.in_memory())
@@ -338,6 +347,19 @@ mod tests {
             entry(5, 1, 7, doc! { "commitTransaction": 1, "commitTimestamp": at(4) }),
         ];
         assert_eq!(run(0, &entries), [(at(4), vec![1])]);
+    }
+
+    #[test]
+    fn a_transaction_whose_beginning_is_not_known_says_so() {
+        let mut begun = entry(2, 1, 7, doc! { "applyOps": [insert(1)] });
+        let whole = |entry: &RawDocumentBuf| match Transactions::new(0).take(&Entry::parse(entry).unwrap()).unwrap() {
+            Effect::Many(group) => group.is_whole,
+            other => panic!("{other:?}"),
+        };
+        assert!(whole(&begun));
+        begun.append(mongodb::bson::cstr!("prevOpTime"), mongodb::bson::rawdoc! { "ts": at(1), "t": 1_i64 });
+        assert!(!whole(&begun));
+        assert!(!whole(&entry(3, 1, 7, doc! { "commitTransaction": 1, "commitTimestamp": at(2) })));
     }
 
     #[test]

@@ -131,6 +131,20 @@ impl Applier {
         &self.target
     }
 
+    /// By the primary alone: a majority is waited for once for many. A standalone server has only its journal.
+    fn write_concern(&self) -> WriteConcern {
+        let mut concern = WriteConcern::nodes(1);
+        concern.journal = (*self.target.topology() == Topology::Standalone).then_some(true);
+        concern
+    }
+
+    fn raw_write_concern(&self) -> RawDocumentBuf {
+        match self.target.topology() {
+            Topology::Standalone => rawdoc! { "w": 1, "j": true },
+            _ => rawdoc! { "w": 1 },
+        }
+    }
+
     pub(super) fn totals(&self) -> ReplayTotals {
         ReplayTotals { operations: self.operations.load(Relaxed), sent: self.sent.load(Relaxed) }
     }
@@ -263,8 +277,10 @@ impl Applier {
         };
         let (by_us, by_server): (Vec<_>, Vec<_>) =
             if updated.iter().any(|(_, update)| ours(update)) { (updated, Vec::new()) } else { (Vec::new(), updated) };
+        // In a capped collection what is inserted and is there stays where it is; what is updated was found there.
+        let mode = if target.in_order && by_us.is_empty() { WriteMode::Insert } else { WriteMode::Upsert };
         let put = self.update_ourselves(target, put, &by_us).await?;
-        self.put(target, &put).await?;
+        self.put(target, &put, mode).await?;
         self.update_by_pipelines(target, &by_server).await
     }
 
@@ -277,25 +293,25 @@ impl Applier {
         let statement = |id: &&OwnedId| Ok(rawdoc! { "q": { "_id": id.as_element().alone_as("$eq")? }, "limit": 1 });
         let statements: Vec<RawDocumentBuf> = ids.iter().map(statement).collect::<Result<_>>()?;
         let head = rawdoc! { "delete": target.namespace.collection() };
-        let tail = rawdoc! { "ordered": false, "writeConcern": { "w": 1 } };
+        let tail = rawdoc! { "ordered": false, "writeConcern": self.raw_write_concern() };
         self.send(target, &head, "deletes", &statements, &tail).await.map(drop)
     }
 
-    async fn put(&self, target: &ReplayTarget, documents: &[RawDocumentBuf]) -> Result<()> {
+    async fn put(&self, target: &ReplayTarget, documents: &[RawDocumentBuf], mode: WriteMode) -> Result<()> {
         if documents.is_empty() {
             return Ok(());
         }
         let mut write = WriteTarget::new(self.target.clone(), target.namespace.clone());
-        write.mode = if target.in_order { WriteMode::Insert } else { WriteMode::Upsert };
+        write.mode = mode;
         write.ordered = target.in_order;
         write.bypass_validation = true;
-        write.write_concern = WriteConcern::nodes(1);
+        write.write_concern = self.write_concern();
         let mut rest: Vec<&RawDocument> = documents.iter().map(AsRef::as_ref).collect();
         while !rest.is_empty() {
             let outcome = write.write(&rest).await?;
             let Some(refused) = outcome.refused.first() else { return Ok(()) };
             // In a capped collection what is there stays where it is.
-            if !(target.in_order && refused.is_duplicate_id()) {
+            if !(mode == WriteMode::Insert && refused.is_duplicate_id()) {
                 return Err(Error::new(refused.kind, "the target refuses a document of the oplog")
                     .with_context("code", refused.code)
                     .with_context("namespace", &target.namespace));
@@ -316,7 +332,7 @@ impl Applier {
             statements.push(statement);
         }
         let head = rawdoc! { "update": target.namespace.collection() };
-        let tail = rawdoc! { "ordered": true, "bypassDocumentValidation": true, "writeConcern": { "w": 1 } };
+        let tail = rawdoc! { "ordered": true, "bypassDocumentValidation": true, "writeConcern": self.raw_write_concern() };
         let matched = self.send(target, &head, "updates", &statements, &tail).await?;
         if matched < updates.len() as u64 {
             let ids: HashSet<&OwnedId> = updates.iter().map(|(id, _)| *id).collect();
@@ -394,7 +410,8 @@ impl Applier {
                         found.extend(same.map(|id| (id, document.to_owned())));
                     }
                 }
-                for id in wanted.into_keys() {
+                // What a capped collection has dropped at its beginning it need not tell.
+                for id in wanted.into_keys().filter(|_| !target.in_order) {
                     self.note(&target.namespace, id);
                 }
             }

@@ -147,6 +147,8 @@ impl Replay {
         let change = match operation.kind {
             OperationKind::Insert => Change::Put(operation.object.to_owned()),
             OperationKind::Delete => Change::Delete,
+            // A document of a capped collection must be there to be replaced: at the end it would be in the wrong place.
+            OperationKind::Update if target.in_order => Change::Update(operation.object.to_owned()),
             OperationKind::Update => Change::of_update(operation.object)?,
         };
         let lane = self.lane_of(&target.namespace, hash);
