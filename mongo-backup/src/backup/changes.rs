@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use mongo_core::{
-    Deployment, Error, Result,
+    Deployment, Error, ErrorKind, Result,
     bson::{DateTime, RawDocument, RawDocumentBuf, Timestamp, doc},
     transfer::{
         catalog::{Catalog, CollectionKind},
@@ -117,7 +117,11 @@ impl Changes {
     }
 
     fn note_entry(&mut self, entry: &RawDocument, from: Timestamp) -> Result<std::result::Result<(), String>> {
-        let entry = Entry::parse(entry)?;
+        let entry = match Entry::parse(entry) {
+            Ok(entry) => entry,
+            Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(Err(error.to_string())),
+            Err(error) => return Err(error),
+        };
         match entry.action {
             None => Ok(Ok(())),
             // What is known already; but a transaction may begin with it.

@@ -2,17 +2,23 @@
 
 mod changes;
 mod collect;
+mod history;
+mod job;
 mod regrow;
 mod report;
 mod settings;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
+use std::{collections::BTreeMap, sync::Arc};
+
+use mongo_core::{
+    CancellationToken, Deployment, Error, ErrorKind, Namespace, Result, Topology,
+    bson::{DateTime, Timestamp, doc},
+    mongodb::options::SelectionCriteria,
+    progress::{ProgressEvent, ProgressSink},
+    transfer::catalog::{Catalog, CollectionEntry, CollectionKind, LeftOut, collection_uuids},
+    transform::Transform,
 };
 
-use self::{changes::Changes, collect::Older};
 pub use self::{
     report::{BackupReport, NamespaceReport},
     settings::{BackupBuilder, BackupSettings, ConsistencyDemand},
@@ -20,26 +26,7 @@ pub use self::{
 use crate::{
     audit::AuditAction,
     metrics,
-    repository::{
-        Repository, TOOL,
-        announcement::Session,
-        manifest::{Consistency, SnapshotId, SnapshotManifest, SnapshotNamespace},
-        slice::OpenSlice,
-        store::{SegmentStore, StoreTotals, storing},
-        tree::TreeRoot,
-    },
-};
-use mongo_core::{
-    CancellationToken, Deployment, Error, ErrorKind, Namespace, Result, RetryBudget, Topology,
-    bson::{DateTime, Timestamp, doc},
-    mongodb::options::SelectionCriteria,
-    progress::{PhaseMeter, ProgressEvent, ProgressSink, Total},
-    transfer::{
-        catalog::{Catalog, CollectionEntry, CollectionKind, LeftOut, collection_uuids},
-        oplog::{Entry, Oplog, OplogRead, ReplicaSetId},
-        scan::is_snapshot_lost,
-    },
-    transform::Transform,
+    repository::{Repository, announcement::Session},
 };
 
 /// A backup of a deployment into a repository.
@@ -94,7 +81,7 @@ impl Backup {
         if self.settings.demand == ConsistencyDemand::PointInTime && !self.deployment.can_read_snapshots() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("{}, so there is no backup at one point in time", no_snapshots(&self.deployment)),
+                format!("{}, so there is no backup at one point in time", job::no_snapshots(&self.deployment)),
             ));
         }
         let catalog = self.read_catalog().await?;
@@ -161,29 +148,6 @@ impl Backup {
             ErrorKind::Unavailable,
             "collections or indexes are created, changed or dropped all the time: try again when that has ended",
         ))
-    }
-
-    /// From where its oplog must be read to know everything that happens from now on; none where there is no oplog, or none that may be read.
-    async fn history(&self) -> Result<Option<History>> {
-        // The oplog tells documents as they are, not as they are stored.
-        if self.transform.is_some() {
-            return Ok(None);
-        }
-        let Ok(oplog) = Oplog::of(&self.deployment) else { return Ok(None) };
-        let read = async {
-            let (set, beginning) = (oplog.replica_set_id().await?, oplog.beginning().await?);
-            oplog.oldest().await.map(|_| History { set, beginning })
-        };
-        match read.await {
-            Ok(history) => Ok(Some(history)),
-            Err(error) if matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unsupported) => {
-                let note = "the snapshot cannot be rolled forward: the oplog may not be read, which the role backup allows";
-                self.note(note.to_owned());
-                tracing::warn!(error = %error.report(), "the oplog may not be read");
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
     }
 
     fn note(&self, note: String) {
@@ -271,409 +235,10 @@ impl BackupPlan<'_> {
         let started = DateTime::now();
         self.backup.repository.make().await?;
         let session = Session::begin(&self.backup.repository, started).await?;
-        let report = self.make_snapshot(started, &session).await;
+        let report = job::make_snapshot(self, started, &session).await;
         session.end(report.is_err()).await;
         report
-    }
-
-    async fn make_snapshot(self, started: DateTime, session: &Session) -> Result<BackupReport> {
-        let Self { backup, catalog, estimates } = self;
-        let job = Job { backup, session, started, estimates };
-        // Before anything else is read: what has begun by then is known to whoever replays the oplog from there.
-        let history = backup.history().await?;
-        let parent = backup.parent(history).await?;
-        if backup.deployment.can_read_snapshots() {
-            job.converge(catalog, history, parent).await
-        } else {
-            let reason = no_snapshots(&backup.deployment);
-            let (catalog, defined_at) = match history {
-                Some(_) => backup.choose_cluster_time(catalog).await.map(|(catalog, at)| (catalog, Some(at)))?,
-                None => (backup.read_catalog().await?, None),
-            };
-            let reason = match &parent {
-                Parent::ByField { field, .. } => format!(
-                    "{reason}, and what has changed was told by the field {field}: documents that were deleted, or changed without it, since the last full scan are as they were"
-                ),
-                _ => reason,
-            };
-            let reading = job.read(catalog, When::Now { defined_at }, history, &parent).await?;
-            job.publish_as_read(reading, reason, parent).await
-        }
-    }
-}
-
-/// A backup that has begun.
-struct Job<'a> {
-    backup: &'a Backup,
-    session: &'a Session,
-    started: DateTime,
-    estimates: BTreeMap<Namespace, (u64, u64)>,
-}
-
-/// Everything that was selected, read and stored once.
-struct Reading {
-    catalog: Catalog,
-    collected: collect::Collected,
-    totals: StoreTotals,
-    history: Option<History>,
-    defined_at: Option<Timestamp>,
-    /// When the last of it was read.
-    until: Option<Timestamp>,
-}
-
-impl Job<'_> {
-    /// Reads at one cluster time. Where that takes longer than the server keeps its history, everything is read once as it is, and then, at one cluster
-    /// time, what has changed meanwhile; and so on, until it fits.
-    async fn converge(&self, catalog: Catalog, history: Option<History>, parent: Parent) -> Result<BackupReport> {
-        let backup = self.backup;
-        let (mut catalog, mut history, mut base) = (catalog, history, parent.clone());
-        let mut last = None;
-        for pass in 1.. {
-            let (now, at) = backup.choose_cluster_time(catalog).await?;
-            let error = match self.read(now, When::At(at), history, &base).await {
-                Ok(mut reading) => {
-                    if let Some(Reading { totals, .. }) = last {
-                        reading.totals.add(totals);
-                    }
-                    let exceptions = std::mem::take(&mut reading.collected.exceptions);
-                    let consistency = Consistency::PointInTime { cluster_time: at, exceptions };
-                    return self.publish(reading, consistency, parent).await;
-                }
-                Err(error) if is_snapshot_lost(&error) => error,
-                Err(error) => return Err(error),
-            };
-            let reason = "the server gave up the history of the cluster time before everything was read".to_owned();
-            if (pass == PASSES || history.is_none()) && backup.settings.demand == ConsistencyDemand::PointInTime {
-                return Err(error);
-            }
-            if let Some(last) = last.take_if(|_| pass == PASSES) {
-                return self.publish_as_read(last, reason, parent).await;
-            }
-            backup.note(format!("{reason}: reading as it is, and then what has changed meanwhile"));
-            history = backup.history().await?;
-            let (now, defined_at) = backup.choose_cluster_time(backup.read_catalog().await?).await?;
-            let mut reading = self.read(now, When::Now { defined_at: Some(defined_at) }, history, &base).await?;
-            if let Some(Reading { totals, .. }) = last {
-                reading.totals.add(totals);
-            }
-            let Some(known) = history else { return self.publish_as_read(reading, reason, parent).await };
-            backup.repository.reload_index().await?;
-            base = Parent::Older { id: None, catalog: reading.collected.catalog.clone(), from: known.beginning, set: known.set };
-            history = backup.history().await?;
-            catalog = backup.read_catalog().await?;
-            last = Some(reading);
-        }
-        Err(Error::internal("a backup without an end"))
-    }
-
-    /// Publishes what was read over a while, with the oplog of that while if it is to be had.
-    async fn publish_as_read(&self, reading: Reading, reason: String, parent: Parent) -> Result<BackupReport> {
-        let stored = match (reading.history, reading.until) {
-            (Some(history), Some(until)) => self.backup.store_window(history, until).await?.then_some(until),
-            _ => None,
-        };
-        let consistency = match stored {
-            Some(until) => Consistency::Window { until, reason },
-            None => Consistency::BestEffort { reason },
-        };
-        self.publish(reading, consistency, parent).await
-    }
-}
-
-/// Where the oplog stood when a backup began.
-#[derive(Clone, Copy, Debug)]
-struct History {
-    set: ReplicaSetId,
-    beginning: Timestamp,
-}
-
-/// The time at which a backup reads.
-#[derive(Clone, Copy)]
-enum When {
-    /// Everything at one cluster time.
-    At(Timestamp),
-    /// Everything as it is when its turn comes. Collections and indexes are those of a time, if there is an oplog.
-    Now { defined_at: Option<Timestamp> },
-}
-
-/// What a backup takes over.
-#[derive(Clone, Debug)]
-enum Parent {
-    /// What an older snapshot holds, or what was read before for the same.
-    Older { id: Option<SnapshotId>, catalog: TreeRoot, from: Timestamp, set: ReplicaSetId },
-    /// The same, where there is no oplog: documents whose field says so have changed.
-    ByField { id: SnapshotId, catalog: TreeRoot, since: DateTime, field: String },
-    /// Nothing, and why.
-    None { reason: String },
-}
-
-fn no_snapshots(deployment: &Deployment) -> String {
-    match deployment.topology() {
-        Topology::Standalone => "a standalone server cannot be read at one cluster time".to_owned(),
-        _ => format!("MongoDB {} cannot be read at one cluster time, 5.0 and newer can", deployment.server_version()),
-    }
-}
-
-impl Backup {
-    /// How finely the newest readable snapshot cuts each collection, after the index was read anew: the backup was announced before.
-    async fn known_bits(&self) -> Result<HashMap<Namespace, u8>> {
-        self.repository.reload_index().await?;
-        let Some(newest) = self.repository.snapshots().await?.snapshots.pop() else { return Ok(HashMap::new()) };
-        match self.repository.namespaces(&newest).await {
-            Ok(namespaces) => {
-                Ok(namespaces.iter().map(|namespace| (namespace.namespace().clone(), namespace.boundary_bits)).collect())
-            }
-            Err(error) if error.kind() == ErrorKind::CorruptData => {
-                // Damage there must not stand in the way of a new backup; it only shares less.
-                tracing::warn!(snapshot = %newest.id, "the newest snapshot's catalog is damaged; collections are cut anew");
-                Ok(HashMap::new())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The newest snapshot of the same replica set.
-    async fn parent(&self, history: Option<History>) -> Result<Parent> {
-        let none = |reason: &str| Ok(Parent::None { reason: reason.to_owned() });
-        if self.settings.full_scan {
-            return none("it was asked for");
-        }
-        let snapshots = self.repository.snapshots().await?.snapshots;
-        // One of the same selection has all that is asked for; any other has some of it.
-        let best = |fits: &dyn Fn(&SnapshotManifest) -> bool| {
-            let fitting = || snapshots.iter().rev().filter(|snapshot| fits(snapshot));
-            fitting().find(|snapshot| snapshot.selection == self.settings.selection).or_else(|| fitting().next()).cloned()
-        };
-        if let (None, None, Some(field)) = (history, &self.transform, &self.settings.since_field) {
-            let fits = |snapshot: &SnapshotManifest| {
-                let is_alike = snapshot.source == self.settings.source && snapshot.topology == *self.deployment.topology();
-                is_alike && !snapshot.is_transformed && snapshot.resume_point.is_none()
-            };
-            return Ok(match best(&fits) {
-                None => Parent::None { reason: "it is the first snapshot of this deployment".to_owned() },
-                Some(parent) => {
-                    let since = DateTime::from_millis(parent.started.timestamp_millis().saturating_sub(CLOCKS_DIFFER));
-                    Parent::ByField { id: parent.id, catalog: parent.catalog, since, field: field.clone() }
-                }
-            });
-        }
-        let Some(history) = history else {
-            return none(match self.deployment.topology() {
-                _ if self.transform.is_some() => "documents are changed on the way, which the oplog does not tell",
-                Topology::Standalone => "a standalone server has no oplog that tells what has changed",
-                _ => "the oplog, which tells what has changed, may not be read",
-            });
-        };
-        let newest = best(&|snapshot| snapshot.replica_set == Some(history.set) && snapshot.resume_point.is_some());
-        let Some((newest, from)) = newest.and_then(|newest| newest.resume_point.map(|from| (newest, from))) else {
-            return none("it is the first snapshot of this replica set");
-        };
-        Ok(Parent::Older { id: Some(newest.id), catalog: newest.catalog, from, set: history.set })
-    }
-
-    /// What is taken over, and what has changed since up to a time.
-    async fn older(
-        &self,
-        parent: &Parent,
-        until: Option<Timestamp>,
-        now: &Catalog,
-    ) -> Result<std::result::Result<Older, String>> {
-        let (catalog, from, set) = match parent {
-            Parent::None { reason } => return Ok(Err(reason.clone())),
-            Parent::ByField { catalog, since, field, .. } => {
-                let namespaces = self.repository.namespaces_in(catalog).await?;
-                let known: HashMap<[u8; 16], SnapshotNamespace> =
-                    namespaces.into_iter().filter_map(|namespace| Some((namespace.entry().uuid()?, namespace))).collect();
-                let changes = Changes::by_field(&self.deployment, now, field, *since).await?;
-                return Ok(Ok(Older { collections: known, changes }));
-            }
-            Parent::Older { catalog, from, set, .. } => (catalog, *from, *set),
-        };
-        let Some(until) = until else { return Ok(Err("the server does not tell its time".to_owned())) };
-        let oplog = Oplog::of(&self.deployment)?.with(self.settings.retry.clone(), RetryBudget::default(), self.cancel.clone());
-        self.wait_for_majority(&oplog, until).await?;
-        let namespaces = match self.repository.namespaces_in(catalog).await {
-            Ok(namespaces) => namespaces,
-            Err(error) if error.kind() == ErrorKind::CorruptData => {
-                tracing::warn!(error = %error.report(), "the newest snapshot's catalog is damaged");
-                return Ok(Err("the newest snapshot's catalog is damaged".to_owned()));
-            }
-            Err(error) => return Err(error),
-        };
-        let changes = match Changes::read(&oplog, &self.repository, set, from, until).await {
-            Ok(Ok(changes)) => changes,
-            Ok(Err(reason)) => return Ok(Err(reason)),
-            // A slice that was captured is damaged, or was removed meanwhile.
-            Err(error) if error.kind() == ErrorKind::CorruptData => {
-                self.note(format!("what has changed cannot be read: {}", error.report()));
-                return Ok(Err("the oplog that was captured is damaged".to_owned()));
-            }
-            Err(error) => return Err(error),
-        };
-        let known = namespaces.into_iter().filter_map(|namespace| Some((namespace.entry().uuid()?, namespace)));
-        Ok(Ok(Older { collections: known.collect(), changes }))
-    }
-
-    /// Waits until a majority holds everything up to a time: before, the oplog may still be taken back.
-    async fn wait_for_majority(&self, oplog: &Oplog, until: Timestamp) -> Result<()> {
-        let begun = tokio::time::Instant::now();
-        while oplog.newest().await? < until {
-            if begun.elapsed() > MAJORITY_WITHIN {
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "no majority of the replica set follows the primary: look at its members",
-                ));
-            }
-            tokio::select! {
-                biased;
-                () = self.cancel.cancelled() => return Err(Error::cancelled()),
-                () = tokio::time::sleep(Duration::from_millis(5)) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Stores the oplog of the while in which was read, unless it was captured. False if it is no longer there.
-    async fn store_window(&self, history: History, until: Timestamp) -> Result<bool> {
-        let captured = self.repository.stretches(history.set).await?.cover(history.beginning, Some(until));
-        if captured.last().is_some_and(|last| last.last >= until) {
-            return Ok(true);
-        }
-        let oplog = Oplog::of(&self.deployment)?.with(self.settings.retry.clone(), RetryBudget::default(), self.cancel.clone());
-        self.wait_for_majority(&oplog, until).await?;
-        let mut scan = oplog.read(history.beginning, until);
-        let mut slice = OpenSlice::default();
-        loop {
-            match scan.next().await? {
-                OplogRead::Entries(batch) => {
-                    for entry in batch.documents()? {
-                        let entry = entry?;
-                        slice.push(Entry::parse(entry)?.position, entry);
-                        if slice.bytes() >= WINDOW_SLICE {
-                            self.repository.store_slice(history.set, &slice, self.settings.compression_level).await?;
-                            slice = slice.next()?;
-                        }
-                    }
-                }
-                OplogRead::End => break,
-                _ => {
-                    self.note("the oplog was overrun while the backup read: what was read is not one state".to_owned());
-                    return Ok(false);
-                }
-            }
-        }
-        self.repository.store_slice(history.set, &slice, self.settings.compression_level).await?;
-        Ok(true)
-    }
-}
-
-impl Job<'_> {
-    /// Reads and stores everything that is not taken over.
-    async fn read(&self, catalog: Catalog, when: When, history: Option<History>, parent: &Parent) -> Result<Reading> {
-        let backup = self.backup;
-        let (at, defined_at) = match when {
-            When::At(at) => (Some(at), Some(at)),
-            When::Now { defined_at } => (None, defined_at),
-        };
-        let known_bits = backup.known_bits().await?;
-        let (older, full_scan) = match backup.older(parent, defined_at, &catalog).await? {
-            Ok(older) => (Some(older), None),
-            Err(reason) => (None, Some(reason)),
-        };
-        let (documents, bytes) = self.estimates.values().fold((0, 0), |(documents, bytes), (d, b)| (documents + d, bytes + b));
-        let meter = Arc::new(PhaseMeter::start(Arc::clone(&backup.progress), "data", Total::estimate(documents, bytes)));
-        // Readers stop when the archive fails.
-        let stop = backup.cancel.child_token();
-        let store = SegmentStore::new(&backup.repository, backup.settings.compression_level)?;
-        let (mut collected, totals) = storing(store, &backup.cancel, |store| {
-            let context = collect::Context {
-                deployment: &backup.deployment,
-                config: backup.repository.config(),
-                store,
-                settings: &backup.settings,
-                from: backup.from.as_ref(),
-                at,
-                not_before: defined_at,
-                known_bits,
-                older,
-                repository: &backup.repository,
-                transform: backup.transform.clone(),
-                meter: Arc::clone(&meter),
-                metrics: backup.metrics.clone(),
-                stop: stop.clone(),
-                retry: backup.settings.retry.clone(),
-                retry_budget: RetryBudget::default(),
-            };
-            async {
-                let collected = collect::collect(context, &catalog, &self.estimates).await;
-                if collected.is_err() {
-                    stop.cancel();
-                }
-                collected
-            }
-        })
-        .await?;
-        collected.full_scan = full_scan;
-        if let Ok(meter) = Arc::try_unwrap(meter) {
-            meter.finish();
-        }
-        backup.check_still_there(&catalog).await?;
-        let is_at_one_time = at.is_some() && collected.exceptions.is_empty();
-        let until = match history {
-            Some(_) if !is_at_one_time => Some(backup.operation_time().await?),
-            _ => None,
-        };
-        Ok(Reading { catalog, collected, totals, history, defined_at, until })
-    }
-
-    async fn publish(&self, reading: Reading, consistency: Consistency, parent: Parent) -> Result<BackupReport> {
-        let Reading { catalog, collected, totals, history, defined_at, until } = reading;
-        let backup = self.backup;
-        let sum = |number: fn(&NamespaceReport) -> u64| collected.namespaces.iter().map(number).sum::<u64>();
-        let parent = match parent {
-            Parent::Older { id, .. } if collected.full_scan.is_none() => id,
-            Parent::ByField { id, .. } if collected.full_scan.is_none() => Some(id),
-            _ => None,
-        };
-        let manifest = SnapshotManifest {
-            id: self.session.snapshot().clone(),
-            started: self.started,
-            finished: DateTime::now(),
-            server_version: backup.deployment.server_version().to_string(),
-            topology: backup.deployment.topology().clone(),
-            consistency,
-            resume_point: history.map(|history| history.beginning),
-            replica_set: history.map(|history| history.set),
-            read_until: until,
-            defined_at,
-            parent,
-            is_transformed: backup.transform.is_some(),
-            selection: backup.settings.selection.clone(),
-            left_out: catalog.left_out.clone(),
-            namespaces: collected.namespaces.len() as u64,
-            documents: sum(|namespace| namespace.documents),
-            bytes: sum(|namespace| namespace.bytes),
-            new_segments: totals.new_segments,
-            reused_segments: totals.reused_segments + collected.taken_over,
-            stored_bytes: totals.stored_bytes,
-            tool: TOOL.to_owned(),
-            source: backup.settings.source.clone(),
-            tags: backup.settings.tags.clone(),
-            catalog: collected.catalog,
-        };
-        self.session.publish(&manifest).await?;
-        // The snapshot exists: what goes wrong from here on is the next operation's business.
-        if let Err(error) = backup.repository.reload_index().await {
-            tracing::warn!(error = %error.report(), "the index could not be read anew");
-        }
-        Ok(BackupReport::new(&manifest, collected.namespaces, collected.read, collected.full_scan))
     }
 }
 
 const CATALOG_READINGS: usize = 10;
-/// So often it is tried to read what has changed within the server's history.
-const PASSES: u32 = 4;
-/// Milliseconds by which the clock that sets a field may be behind that of a backup.
-const CLOCKS_DIFFER: i64 = 5 * 60 * 1000;
-const MAJORITY_WITHIN: Duration = Duration::from_secs(60);
-const WINDOW_SLICE: usize = 16 << 20;

@@ -8,7 +8,7 @@ use mongo_core::{
     CancellationToken, Deployment, Error, ErrorKind, Result, RetryBudget, RetryPolicy,
     bson::Timestamp,
     progress::{ProgressEvent, ProgressSink},
-    transfer::oplog::{Entry, Oplog, OplogRead, ReplicaSetId},
+    transfer::oplog::{Entry, Oplog, OplogRead, ReplicaSetId, position_in},
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -273,7 +273,6 @@ impl<'a> Running<'a> {
         self.slice.push(first, entry);
         self.unstored = None;
         self.report.until = first;
-        // A chain that is only begun is of use too: it proves that nothing came before what it is the first slice of.
         Ok(true)
     }
 
@@ -291,13 +290,15 @@ impl<'a> Running<'a> {
                     OplogRead::Entries(batch) => {
                         for entry in batch.documents()? {
                             let entry = entry?;
-                            let parsed = Entry::parse(entry)?;
-                            if parsed.position <= self.slice.last().map_or(reached, |(last, _)| last) {
+                            let at = position_in(entry)?;
+                            if at <= self.slice.last().map_or(reached, |(last, _)| last) {
                                 continue;
                             }
+                            // What is not known here may be known to whoever restores it.
+                            let is_note = Entry::parse(entry).is_ok_and(|entry| entry.action.is_none());
                             let (since, is_change) = self.unstored.unwrap_or((Instant::now(), false));
-                            self.unstored = Some((since, is_change || parsed.action.is_some()));
-                            self.slice.push(parsed.position, entry);
+                            self.unstored = Some((since, is_change || !is_note));
+                            self.slice.push(at, entry);
                             if self.slice.bytes() >= self.capture.settings.slice_bytes {
                                 self.store().await?;
                             }

@@ -132,7 +132,10 @@ impl Timeline {
             let told = before.map(|(before, _)| before.last);
             before = Some((*stretch, slice.last_sum));
             for entry in slice.entries() {
-                let entry = Entry::parse(entry?)?;
+                let entry = Entry::parse(entry?).map_err(|error| match error.kind() {
+                    ErrorKind::Unsupported => stopped(&error, last),
+                    _ => error,
+                })?;
                 if told.is_some_and(|told| entry.position <= told) {
                     continue;
                 }

@@ -316,7 +316,11 @@ impl OplogScan {
     }
 }
 
-fn position_in(document: &RawDocument) -> Result<Timestamp> {
+/// The position of an entry, whatever it does: also of one that [`Entry::parse`] does not know.
+///
+/// # Errors
+/// `CorruptData` for what is no entry.
+pub fn position_in(document: &RawDocument) -> Result<Timestamp> {
     let field = raw::elements(document).find_map(|element| element.ok().filter(|element| element.name == b"ts"));
     field.and_then(|field| field.as_timestamp()).ok_or_else(|| Error::corrupt("an entry of the oplog has no timestamp"))
 }
