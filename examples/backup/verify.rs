@@ -55,12 +55,13 @@ pub(crate) async fn verify(verification: &Verification, json: bool) -> Result<Ex
         print_json(&Verified { report: &report, live: live.as_ref() })?;
     } else {
         println!(
-            "checked {} snapshots: {} packs, {} segments, {} documents, {}",
+            "checked {} snapshots: {} packs, {} segments, {} documents, {}; {} slices of the oplog",
             report.snapshots.len(),
             report.packs,
             report.segments,
             report.documents,
-            human_bytes(report.bytes)
+            human_bytes(report.bytes),
+            report.slices
         );
         for problem in &report.problems {
             let snapshots: Vec<_> = problem.affects.keys().cloned().collect();

@@ -19,13 +19,17 @@ use crate::{
         block::Decompressor,
         documents_of,
         index::Location,
-        manifest::{SnapshotId, SnapshotManifest},
+        manifest::{Consistency, SnapshotId, SnapshotManifest},
         pack::{self, PackId},
         segment::{Content, SegmentId},
         tree::TreeRoot,
     },
     setters::conduct_setters,
+    timeline::Timeline,
 };
+
+/// What stands for the oplog among the namespaces of a snapshot.
+const OPLOG: &str = "(oplog)";
 
 /// Checks snapshots.
 ///
@@ -72,6 +76,8 @@ pub struct VerifyReport {
     pub documents: u64,
     /// Bytes of plain BSON.
     pub bytes: u64,
+    /// Slices of oplogs that were read, each entry counted and the first and the last compared with their sums.
+    pub slices: u64,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
 }
@@ -137,8 +143,15 @@ impl Verify {
     }
 
     async fn run_unrecorded(self) -> Result<VerifyReport> {
-        let mut report =
-            VerifyReport { snapshots: Vec::new(), packs: 0, segments: 0, documents: 0, bytes: 0, problems: Vec::new() };
+        let mut report = VerifyReport {
+            snapshots: Vec::new(),
+            packs: 0,
+            segments: 0,
+            documents: 0,
+            bytes: 0,
+            slices: 0,
+            problems: Vec::new(),
+        };
         let manifests = match &self.snapshot {
             Some(choice) => match self.repository.snapshot(choice).await {
                 Ok(manifest) => vec![manifest],
@@ -177,7 +190,44 @@ impl Verify {
             self.check_pack(id, wanted, &meter, &mut report).await?;
         }
         meter.finish();
+        self.check_slices(&manifests, &mut report).await?;
         Ok(report)
+    }
+
+    /// Reads the slices of the oplog with which the snapshots can be rolled forward, and looks whether those are there that make a snapshot one state.
+    async fn check_slices(&self, manifests: &[SnapshotManifest], report: &mut VerifyReport) -> Result<()> {
+        for (set, stretches) in self.repository.all_stretches().await? {
+            let of_set: Vec<&SnapshotManifest> = manifests.iter().filter(|manifest| manifest.replica_set == Some(set)).collect();
+            for stretch in stretches.slices.into_keys() {
+                if self.cancel.is_cancelled() {
+                    return Err(Error::cancelled());
+                }
+                let needs = |manifest: &&&SnapshotManifest| manifest.resume_point.is_some_and(|from| stretch.last >= from);
+                let affected: Vec<&&SnapshotManifest> = of_set.iter().filter(needs).collect();
+                if affected.is_empty() {
+                    continue;
+                }
+                report.slices += 1;
+                match self.repository.slice(set, stretch).await {
+                    Ok(_) => {}
+                    Err(error) if is_damage(&error) => {
+                        let mut problem = problem(&error, None);
+                        problem.affects =
+                            affected.iter().map(|manifest| (manifest.id.to_string(), [OPLOG.to_owned()].into())).collect();
+                        report.problems.push(problem);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        for manifest in manifests.iter().filter(|manifest| matches!(manifest.consistency, Consistency::Window { .. })) {
+            if Timeline::settling(&self.repository, manifest).await?.is_none() {
+                let error = Error::corrupt("the oplog that makes the snapshot one state is missing from the archive");
+                let owner = Owner { snapshot: manifest.id.to_string(), namespace: OPLOG.to_owned() };
+                report.problems.push(problem(&error, Some(&owner)));
+            }
+        }
+        Ok(())
     }
 
     /// Walks a snapshot's trees, noting which segments it needs and where they lie.

@@ -11,6 +11,7 @@ use std::{
 
 use mongo_backup::{
     Backup, Capture, Key, LocalArchive, Prune, Repository, Restore, RestorePoint, RestoreReport, RetentionPolicy, SnapshotChoice,
+    Verify,
 };
 use mongo_core::{
     CancellationToken, Deployment, ErrorKind, Result,
@@ -432,4 +433,38 @@ async fn whoever_may_not_read_the_oplog_is_told_so_and_the_role_backup_is_enough
     capturing.stop().await;
     let newest = repository.snapshots().await.unwrap().snapshots.pop().unwrap();
     assert!(repository.reach(&newest).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_damaged_slice_is_found_and_named_and_nothing_is_restored_with_it() {
+    let (_server, source) = own().await;
+    let folder = tempfile::tempdir().unwrap();
+    let repository = Repository::open_or_init(LocalArchive::new(folder.path()).unwrap(), Key::host([4; 32])).await.unwrap();
+    fill(&source, "shop", "orders", 20).await;
+    Backup::builder(&source, &repository).build().unwrap().run().await.unwrap();
+    let capturing = Capturing::start(&source, &repository);
+    fill(&source, "shop", "more", 20).await;
+    let position = mark(&source).await;
+    capturing.stop().await;
+    let sound = Verify::new(&repository).run().await.unwrap();
+    assert!(sound.is_sound() && sound.slices > 0, "{sound:?}");
+    let slices: Vec<_> = walk(&folder.path().join("slices"));
+    for slice in &slices {
+        let mut bytes = std::fs::read(slice).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(slice, bytes).unwrap();
+    }
+    let report = Verify::new(&repository).quick().run().await.unwrap();
+    assert_eq!(report.problems.len(), slices.len(), "{report:?}");
+    assert!(report.problems.iter().all(|problem| problem.object.as_ref().is_some_and(|object| object.starts_with("slices/"))));
+    let refused = restore_at(&repository, &source, "shop", "copy", RestorePoint::Position(position)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::CorruptData);
+    assert!(source.database("copy").list_collection_names().await.unwrap().is_empty());
+}
+
+/// All files below a folder.
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
