@@ -138,7 +138,7 @@ impl Restore {
             }
         };
         for missing in replayed.missing {
-            replay.expect_missing([Missing::new(missing.namespace, Key::of(&missing.id)?)]);
+            replay.expect_missing([Missing::new(missing.namespace, Key::of(&missing.id)?)])?;
         }
         let names = targets.iter().map(|(number, target)| (*number, target.namespace.clone())).collect();
         let passed_over = journey.grown.pass_over(self, &names).await?;
@@ -226,7 +226,7 @@ impl Listener for Applying<'_> {
             return Ok(());
         }
         self.replay.settle().await?;
-        let missing = self.replay.missing();
+        let missing = self.replay.missing()?;
         if missing.len() > MISSING_KEPT {
             // An interruption costs more then.
             return Ok(());

@@ -149,20 +149,15 @@ impl Applier {
         ReplayTotals { operations: self.operations.load(Relaxed), sent: self.sent.load(Relaxed) }
     }
 
-    pub(super) fn missing(&self) -> Vec<Missing> {
+    pub(super) fn missing(&self) -> Result<Vec<Missing>> {
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let each = |(namespace, ids): (&Namespace, &HashSet<OwnedId>)| {
-            let namespace = namespace.clone();
-            let keys: Vec<Key> = ids.iter().filter_map(|id| id.to_key().ok()).collect();
-            keys.into_iter().map(move |id| Missing { namespace: namespace.clone(), id })
-        };
-        missing.iter().flat_map(each).collect()
+        let each = missing.iter().flat_map(|(namespace, ids)| ids.iter().map(move |id| (namespace, id)));
+        each.map(|(namespace, id)| Ok(Missing { namespace: namespace.clone(), id: id.to_key()? })).collect()
     }
 
-    pub(super) fn note_missing(&self, namespace: Namespace, id: Key) {
-        if let Ok(id) = raw::id_of(id.as_document()) {
-            self.note(&namespace, OwnedId::of(id));
-        }
+    pub(super) fn note_missing(&self, namespace: &Namespace, id: &Key) -> Result<()> {
+        self.note(namespace, OwnedId::of(raw::id_of(id.as_document())?));
+        Ok(())
     }
 
     fn note(&self, namespace: &Namespace, id: OwnedId) {
@@ -216,8 +211,8 @@ impl Applier {
             match self.send_operations(operations).await {
                 Ok(()) => {}
                 Err(error) if error.is_retryable() => return Err(error),
-                // Operations on documents alone are applied all or not at all, so nothing has happened. What stood in the way, single
-                // commands tell; most often a document is missing.
+                // Operations on documents alone are applied all or not at all, and what is applied twice is as if applied once. What
+                // stood in the way, single commands tell; most often a document is missing.
                 Err(error) => {
                     tracing::debug!(error = %error.report(), operations = now.len(), "a batch is applied by other commands");
                     self.apply_plainly(now).await?;

@@ -127,8 +127,11 @@ impl Replay {
     }
 
     /// Takes up the missing documents of an earlier stretch, as [`missing`](Self::missing) gave them.
-    pub fn expect_missing(&self, missing: impl IntoIterator<Item = Missing>) {
-        missing.into_iter().for_each(|missing| self.applier.note_missing(missing.namespace, missing.id));
+    ///
+    /// # Errors
+    /// `CorruptData` for an `_id` that cannot be read.
+    pub fn expect_missing(&self, missing: impl IntoIterator<Item = Missing>) -> Result<()> {
+        missing.into_iter().try_for_each(|missing| self.applier.note_missing(&missing.namespace, &missing.id))
     }
 
     /// Applies an operation, some time before the next [`drain`](Self::drain) returns. Waits while the lane is full.
@@ -197,7 +200,10 @@ impl Replay {
     }
 
     /// The documents that were missing for an update and have neither been deleted nor inserted since. Only meaningful when drained.
-    pub fn missing(&self) -> Vec<Missing> {
+    ///
+    /// # Errors
+    /// `CorruptData` for an `_id` that cannot be read.
+    pub fn missing(&self) -> Result<Vec<Missing>> {
         self.applier.missing()
     }
 
@@ -212,11 +218,12 @@ impl Replay {
     /// As [`settle`](Self::settle).
     pub async fn finish(mut self) -> Result<(ReplayTotals, Vec<Missing>)> {
         self.settle().await?;
-        let collections: BTreeSet<String> = self.missing().iter().map(|missing| missing.namespace.to_string()).collect();
+        let missing = self.missing()?;
+        let collections: BTreeSet<String> = missing.iter().map(|missing| missing.namespace.to_string()).collect();
         if !collections.is_empty() {
             tracing::warn!(?collections, "updates met documents that are not there");
         }
-        Ok((self.totals(), self.missing()))
+        Ok((self.totals(), missing))
     }
 }
 
