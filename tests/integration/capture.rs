@@ -158,6 +158,94 @@ async fn a_capture_outlives_elections_and_a_killed_primary() {
     assert_restored(&repository, &target, "shop", &moments).await;
 }
 
+/// Reference f 28: writes of every kind, and the primary killed in the middle of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn random_writes_and_random_kills_are_restored_as_they_came_to_be() {
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let source = open(&server).await;
+    let repository = repository().await;
+    let mut workload = Workload::new(&source, "shop", 34).that_may_fail();
+    workload.begin().await;
+    workload.run(60).await;
+    Backup::builder(&source, &repository).build().unwrap().run().await.unwrap();
+    let capturing = Capturing::start(&source, &repository);
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut moments = Vec::new();
+    for round in 0..6 {
+        if round == 3 {
+            // What comes later is rolled forward from here.
+            let incremental = Backup::builder(&source, &repository).build().unwrap().run().await.unwrap();
+            assert!(incremental.parent.is_some(), "{incremental:?}");
+        }
+        let primary = server.primary().await.unwrap();
+        let killing = async {
+            // A kill is to come at a random moment.
+            tokio::time::sleep(Duration::from_millis(random.u64(10..300))).await;
+            server.member(primary).kill().unwrap();
+            server.member(primary).restart().await.unwrap();
+        };
+        tokio::join!(workload.run(150), killing);
+        moments.push((agreed(&source).await, data_hash(&source, "shop").await));
+    }
+    let report = capturing.stop().await;
+    assert!(report.gaps.is_empty() && report.until >= moments.last().unwrap().0, "{report:?}");
+    let (_other, target) = own().await;
+    assert_restored(&repository, &target, "shop", &moments).await;
+}
+
+/// The position of a note that a majority has.
+async fn agreed(deployment: &Deployment) -> Timestamp {
+    loop {
+        let note = doc! { "appendOplogNote": 1, "data": { "msg": "agreed" }, "writeConcern": { "w": "majority" } };
+        if let Ok(reply) = deployment.database("admin").run_command(note).await {
+            return reply.get_timestamp("operationTime").unwrap();
+        }
+    }
+}
+
+/// A prepared transaction takes effect at the time that its commit names, which can be long before the commit is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_takes_effect_when_its_commit_says() {
+    let server =
+        TestDeployment::replica_set(1).with_arg("--setParameter").with_arg("enableTestCommands=1").start().await.unwrap();
+    let source = open(&server).await;
+    let repository = repository().await;
+    let orders = source.database("shop").collection::<Document>("orders");
+    orders.insert_many((0..20).map(|id| doc! { "_id": id, "n": 0 })).await.unwrap();
+    Backup::builder(&source, &repository).build().unwrap().run().await.unwrap();
+    let mut moments = vec![(mark(&source).await, data_hash(&source, "shop").await)];
+    let admin = source.database("admin");
+    for (round, commits) in [(1, true), (2, false), (3, true)] {
+        let before = moments.last().unwrap().1.clone();
+        let mut session = source.client().start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        orders.update_many(doc! { "_id": { "$lt": 10 } }, doc! { "$inc": { "n": round } }).session(&mut session).await.unwrap();
+        orders.insert_one(doc! { "_id": 100 + round }).session(&mut session).await.unwrap();
+        orders.delete_one(doc! { "_id": 20 - round }).session(&mut session).await.unwrap();
+        admin.run_command(doc! { "prepareTransaction": 1 }).session(&mut session).await.unwrap();
+        // A capture that begins and ends while it is open; the next must still know how it began.
+        let capturing = Capturing::start(&source, &repository);
+        moments.push((mark(&source).await, before.clone()));
+        let takes_effect = mark(&source).await;
+        let untold = mark(&source).await;
+        capturing.stop().await;
+        let end = match commits {
+            true => doc! { "commitTransaction": 1, "commitTimestamp": takes_effect },
+            false => doc! { "abortTransaction": 1 },
+        };
+        admin.run_command(end).session(&mut session).await.unwrap();
+        let capturing = Capturing::start(&source, &repository);
+        let told = mark(&source).await;
+        let after = data_hash(&source, "shop").await;
+        assert_eq!(before != after, commits);
+        moments.extend([takes_effect, untold, told].map(|at| (at, after.clone())));
+        let report = capturing.stop().await;
+        assert!(report.gaps.is_empty(), "{report:?}");
+    }
+    let (_other, target) = own().await;
+    assert_restored(&repository, &target, "shop", &moments).await;
+}
+
 /// A replica set whose oplog holds a few seconds.
 async fn forgetful() -> (TestDeployment, Deployment) {
     let builder = TestDeployment::replica_set(1).with_arg("--oplogSize").with_arg("1").with_arg("--syncdelay").with_arg("1");

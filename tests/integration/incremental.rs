@@ -7,7 +7,7 @@ use mongo_core::{
 };
 
 use crate::{
-    support::{data_hash, fill, own},
+    support::{data_hash, fill, own, own_of},
     workload::Workload,
 };
 
@@ -119,8 +119,7 @@ async fn every_kind_of_write_is_seen() {
 
 #[tokio::test]
 async fn a_snapshot_of_an_older_server_is_made_one_state_when_it_is_restored() {
-    let server = mongo_testkit::TestDeployment::replica_set(1).version("4.4").start().await.unwrap();
-    let source = crate::support::open(&server).await;
+    let (_server, source) = own_of("4.4").await;
     let repository = repository().await;
     let mut workload = Workload::new(&source, "shop", 3);
     workload.begin().await;

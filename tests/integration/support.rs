@@ -38,6 +38,13 @@ pub(crate) async fn own() -> (TestDeployment, Deployment) {
     (server, deployment)
 }
 
+/// The same of another version than usual.
+pub(crate) async fn own_of(version: &str) -> (TestDeployment, Deployment) {
+    let server = TestDeployment::replica_set(1).version(version).start().await.unwrap();
+    let deployment = open(&server).await;
+    (server, deployment)
+}
+
 /// Waits until the server has an operation under way that matches, while `work` is not finished.
 pub(crate) async fn under_way<T>(client: &Client, operation: Document, work: &JoinHandle<T>) {
     let pipeline = [doc! { "$currentOp": {} }, doc! { "$match": operation }];

@@ -3,7 +3,7 @@
 use mongo_core::{
     Deployment,
     bson::{Bson, Decimal128, Document, Timestamp, doc},
-    mongodb::{ClientSession, Collection, Database},
+    mongodb::{ClientSession, Collection, Database, error::Result},
 };
 
 /// Writes to a database at random, but always alike for the same seed.
@@ -12,12 +12,25 @@ pub(crate) struct Workload {
     database: Database,
     collections: Vec<String>,
     ids: i32,
+    /// Whether a transaction may fail: then it is aborted.
+    may_fail: bool,
 }
 
 impl Workload {
     pub(crate) fn new(deployment: &Deployment, database: &str, seed: u64) -> Self {
         let collections = ["orders", "customers", "odd.names"].map(str::to_owned).to_vec();
-        Self { random: fastrand::Rng::with_seed(seed), database: deployment.database(database), collections, ids: 60 }
+        Self {
+            random: fastrand::Rng::with_seed(seed),
+            database: deployment.database(database),
+            collections,
+            ids: 60,
+            may_fail: false,
+        }
+    }
+
+    /// For servers that fail meanwhile.
+    pub(crate) fn that_may_fail(self) -> Self {
+        Self { may_fail: true, ..self }
     }
 
     /// Makes the collections.
@@ -36,22 +49,26 @@ impl Workload {
             if self.random.u8(..) < 10 {
                 self.transaction().await;
             } else {
-                self.step(None).await;
+                self.step().await;
             }
         }
     }
 
     async fn transaction(&mut self) {
-        let mut session = self.database.client().start_session().await.unwrap();
-        session.start_transaction().await.unwrap();
+        let done = self.try_transaction().await;
+        if !self.may_fail {
+            done.unwrap();
+        }
+    }
+
+    /// A session that is dropped within a transaction aborts it.
+    async fn try_transaction(&mut self) -> Result<()> {
+        let mut session = self.database.client().start_session().await?;
+        session.start_transaction().await?;
         for _ in 0..self.random.usize(1..6) {
-            self.step(Some(&mut session)).await;
+            self.step_in(&mut session).await?;
         }
-        if self.random.u8(..) < 200 {
-            session.commit_transaction().await.unwrap();
-        } else {
-            session.abort_transaction().await.unwrap();
-        }
+        if self.random.u8(..) < 200 { session.commit_transaction().await } else { session.abort_transaction().await }
     }
 
     fn id(&mut self) -> Bson {
@@ -107,36 +124,37 @@ impl Workload {
         }
     }
 
-    /// One write. What the server refuses (a path through a number) is no matter outside transactions; in one, only what it never refuses is tried.
-    async fn step(&mut self, session: Option<&mut ClientSession>) {
+    fn target(&mut self) -> (Collection<Document>, Document, Document) {
         let name = self.collections[self.random.usize(..self.collections.len())].clone();
-        let collection: Collection<Document> = self.database.collection(&name);
         let id = self.id();
         let mut document = doc! { "_id": id.clone() };
         document.extend(self.fields(0));
-        let filter = doc! { "_id": { "$eq": id } };
-        let kind = self.random.u8(0..10);
-        match session {
-            Some(session) => match kind {
-                0..5 => {
-                    let replace = collection.replace_one(filter, document).upsert(true);
-                    replace.session(session).await.unwrap();
-                }
-                5 | 6 => {
-                    collection.delete_one(filter).session(session).await.unwrap();
-                }
-                _ => {
-                    let set = doc! { "$set": { "count": self.random.i32(0..99), "c": self.value(0) } };
-                    collection.update_one(filter, set).session(session).await.unwrap();
-                }
-            },
-            None => match kind {
-                0..3 => drop(collection.replace_one(filter, document).upsert(true).await),
-                3 => drop(collection.insert_one(document).await),
-                4 => drop(collection.delete_one(filter).await),
-                5 => drop(collection.update_many(doc! { "count": { "$gt": self.random.i32(0..9) } }, self.modification()).await),
-                _ => drop(collection.update_one(filter, self.modification()).upsert(self.random.bool()).await),
-            },
+        (self.database.collection(&name), doc! { "_id": { "$eq": id } }, document)
+    }
+
+    /// One write in a transaction, of a kind that is never refused.
+    async fn step_in(&mut self, session: &mut ClientSession) -> Result<()> {
+        let (collection, filter, document) = self.target();
+        match self.random.u8(0..10) {
+            0..5 => drop(collection.replace_one(filter, document).upsert(true).session(session).await?),
+            5 | 6 => drop(collection.delete_one(filter).session(session).await?),
+            _ => {
+                let set = doc! { "$set": { "count": self.random.i32(0..99), "c": self.value(0) } };
+                collection.update_one(filter, set).session(session).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One write. What the server refuses (a path through a number) is no matter.
+    async fn step(&mut self) {
+        let (collection, filter, document) = self.target();
+        match self.random.u8(0..10) {
+            0..3 => drop(collection.replace_one(filter, document).upsert(true).await),
+            3 => drop(collection.insert_one(document).await),
+            4 => drop(collection.delete_one(filter).await),
+            5 => drop(collection.update_many(doc! { "count": { "$gt": self.random.i32(0..9) } }, self.modification()).await),
+            _ => drop(collection.update_one(filter, self.modification()).upsert(self.random.bool()).await),
         }
     }
 }
