@@ -74,11 +74,15 @@ impl Bench {
         Ok(table.collect())
     }
 
-    /// What filling leaves for the server to write out must not slow down what is measured.
     async fn fill_and_rest(&self) -> Result<()> {
         self.fill().await?;
         // A restore, ours and mongorestore's, builds indexes behind the oplog.
         self.deployment.database(DATABASE).run_command(doc! { "dropIndexes": "orders", "index": "*" }).await?;
+        self.rest().await
+    }
+
+    /// What writing leaves for the server to do must not slow down what is measured.
+    pub(crate) async fn rest(&self) -> Result<()> {
         self.deployment.database("admin").run_command(doc! { "fsync": 1 }).await?;
         Ok(())
     }

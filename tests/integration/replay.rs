@@ -119,6 +119,43 @@ async fn updates_of_older_servers_are_applied_as_well() {
     every_path_agrees("4.4", &[ApplyPath::Ourselves]).await;
 }
 
+/// New documents go by a command of their own, together with what is done to them within the batch.
+#[tokio::test]
+async fn inserts_take_the_place_of_what_is_there_and_what_is_done_to_them_is_not_lost() {
+    let (_server, source) = own().await;
+    let start = mark(&source).await;
+    let orders = source.database("from").collection::<Document>("orders");
+    orders.insert_many((0..40).map(|id| doc! { "_id": id, "n": 0, "list": [1, 2] })).await.unwrap();
+    orders.update_many(doc! { "_id": { "$lt": 20 } }, doc! { "$set": { "list.1": "two", "later": true } }).await.unwrap();
+    orders.delete_many(doc! { "_id": { "$mod": [5, 0] } }).await.unwrap();
+    orders.insert_many((0..10).map(|id| doc! { "_id": id * 5, "n": "anew" })).await.unwrap();
+    mark(&source).await;
+    let mut entries = entries(&source, start).await;
+    let expected = data_hash(&source, "from").await;
+    // Where a client inserts it, most servers put the time in its place.
+    let now = mark(&source).await;
+    let odd = rawdoc! { "_id": "odd", "when": Timestamp { time: 0, increment: 0 } };
+    entries.push(rawdoc! { "op": "i", "ns": "from.orders", "o": odd.clone(), "ts": now, "t": 1_i64, "v": 2_i64 });
+    for path in [ApplyPath::ApplyOps, ApplyPath::Pipelines, ApplyPath::Ourselves] {
+        for lanes in [1, 3] {
+            let to = format!("{path:?}_{lanes}").to_lowercase();
+            let there = source.database(&to).collection::<Document>("orders");
+            there.insert_many((0..40).step_by(3).map(|id| doc! { "_id": id, "from": "before" })).await.unwrap();
+            let mut settings = by(path);
+            settings.batch_operations = 500;
+            settings.lanes = lanes.try_into().unwrap();
+            for _ in 0..2 {
+                let replayed = replay(&entries, "from", (&source, &to), settings.clone()).await;
+                assert!(replayed.missing.is_empty(), "{path:?} {:?}", replayed.missing);
+                let there = there.clone_with_type::<RawDocumentBuf>();
+                let found = there.find_one_and_delete(doc! { "_id": "odd" }).await.unwrap();
+                assert_eq!(found.as_ref(), Some(&odd), "{path:?}, {lanes} lanes");
+                assert_eq!(data_hash(&source, &to).await, expected, "{path:?}, {lanes} lanes");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_way_that_the_target_does_not_have_is_refused() {
     let server = TestDeployment::replica_set(1).version("5.0").start().await.unwrap();

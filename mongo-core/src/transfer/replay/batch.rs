@@ -13,6 +13,8 @@ use crate::{
 /// What becomes of a document.
 #[derive(Clone)]
 pub(super) enum Change {
+    /// It is this, and most likely was not there before.
+    Insert(RawDocumentBuf),
     /// It is this, whatever it was.
     Put(RawDocumentBuf),
     /// It is changed by an update of the oplog.
@@ -31,7 +33,7 @@ impl Change {
 
     fn bytes(&self) -> usize {
         match self {
-            Self::Put(document) | Self::Update(document) => document.as_bytes().len(),
+            Self::Insert(document) | Self::Put(document) | Self::Update(document) => document.as_bytes().len(),
             Self::Delete => 0,
         }
     }
@@ -76,7 +78,7 @@ impl Batch {
         self.steps.len()
     }
 
-    /// The changes that make a difference, in order: what comes before a document is put or deleted does not matter.
+    /// The changes that make a difference, in order: what comes before a document is there as a whole, or gone, does not matter.
     pub(super) fn needed(self) -> Vec<Step> {
         let mut settled: HashSet<(&ReplayTarget, &OwnedId)> = HashSet::new();
         let mut needed = vec![true; self.steps.len()];
@@ -115,11 +117,11 @@ mod tests {
         };
         let update = |number: i32| Change::Update(rawdoc! { "$v": 2, "diff": { "u": { "n": number } } });
         push(&target, 1, update(1));
-        push(&in_order, 1, Change::Put(rawdoc! { "_id": 1 }));
+        push(&in_order, 1, Change::Insert(rawdoc! { "_id": 1 }));
         push(&target, 1, Change::Put(rawdoc! { "_id": 1 }));
         push(&target, 2, update(2));
         push(&target, 1, update(3));
-        push(&target, 3, Change::Put(rawdoc! { "_id": 3 }));
+        push(&target, 3, Change::Insert(rawdoc! { "_id": 3 }));
         push(&target, 3, Change::Delete);
         push(&in_order, 1, Change::Delete);
         let kept: Vec<(bool, char)> = batch
@@ -127,6 +129,7 @@ mod tests {
             .iter()
             .map(|step| {
                 let change = match step.change {
+                    Change::Insert(_) => 'i',
                     Change::Put(_) => 'p',
                     Change::Update(_) => 'u',
                     Change::Delete => 'd',
@@ -134,6 +137,6 @@ mod tests {
                 (step.target.in_order, change)
             })
             .collect();
-        assert_eq!(kept, [(true, 'p'), (false, 'p'), (false, 'u'), (false, 'u'), (false, 'd'), (true, 'd')]);
+        assert_eq!(kept, [(true, 'i'), (false, 'p'), (false, 'u'), (false, 'u'), (false, 'd'), (true, 'd')]);
     }
 }

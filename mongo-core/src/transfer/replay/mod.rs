@@ -148,7 +148,7 @@ impl Replay {
             false => place_hash(&id),
         };
         let change = match operation.kind {
-            OperationKind::Insert => Change::Put(operation.object.to_owned()),
+            OperationKind::Insert => Change::Insert(operation.object.to_owned()),
             OperationKind::Delete => Change::Delete,
             // A document of a capped collection must be there to be replaced: at the end it would be in the wrong place.
             OperationKind::Update if target.in_order => Change::Update(operation.object.to_owned()),
