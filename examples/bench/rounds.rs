@@ -49,6 +49,7 @@ impl Bench {
         }));
         for (what, spread, share) in plan {
             let repository = Repository::open_or_init(LocalArchive::new(&archive)?, self.key()).await?;
+            self.rest().await?;
             let first_seconds = self.one(&repository).await?;
             let first_bytes = size_of(&archive)?;
             #[expect(
@@ -62,6 +63,7 @@ impl Bench {
                 Spread::Appended => self.append(&mut orders, count).await?,
                 _ => self.change(&mut random, spread, count).await?,
             }
+            self.rest().await?;
             let next_seconds = self.one(&repository).await?;
             let grown_bytes = size_of(&archive)? - first_bytes;
             #[expect(clippy::cast_precision_loss, reason = "figures for a person")]

@@ -48,7 +48,7 @@ pub(super) struct Context<'a> {
     pub(super) at: Option<Timestamp>,
     /// What is not read at the cluster time is read as it is then or later.
     pub(super) not_before: Option<Timestamp>,
-    /// How finely the newest snapshot cuts each collection: cutting alike is what lets snapshots share segments.
+    /// How finely an older snapshot cuts each collection: cutting alike is what lets snapshots share segments.
     pub(super) known_bits: HashMap<Namespace, u8>,
     /// What an older snapshot holds, and what has changed since.
     pub(super) older: Option<Older>,
@@ -65,6 +65,8 @@ pub(super) struct Context<'a> {
 /// What an older snapshot, or an earlier reading, holds, and what has changed since.
 pub(super) struct Older {
     pub(super) collections: HashMap<[u8; 16], SnapshotNamespace>,
+    /// How finely it cuts each collection, those included that have no UUID.
+    pub(super) bits: HashMap<Namespace, u8>,
     pub(super) changes: Changes,
 }
 

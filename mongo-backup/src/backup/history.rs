@@ -60,14 +60,11 @@ impl Backup {
         }
     }
 
-    /// How finely the newest readable snapshot cuts each collection, after the index was read anew: the backup was announced before.
+    /// How finely the newest readable snapshot cuts each collection.
     pub(super) async fn known_bits(&self) -> Result<HashMap<Namespace, u8>> {
-        self.repository.reload_index().await?;
         let Some(newest) = self.repository.snapshots().await?.snapshots.pop() else { return Ok(HashMap::new()) };
         match self.repository.namespaces(&newest).await {
-            Ok(namespaces) => {
-                Ok(namespaces.iter().map(|namespace| (namespace.namespace().clone(), namespace.boundary_bits)).collect())
-            }
+            Ok(namespaces) => Ok(bits_of(&namespaces)),
             Err(error) if error.kind() == ErrorKind::CorruptData => {
                 // Damage there must not stand in the way of a new backup; it only shares less.
                 tracing::warn!(snapshot = %newest.id, "the newest snapshot's catalog is damaged; collections are cut anew");
@@ -127,10 +124,8 @@ impl Backup {
             Parent::None { reason } => return Ok(Err(reason.clone())),
             Parent::ByField { catalog, since, field, .. } => {
                 let namespaces = self.repository.namespaces_in(catalog).await?;
-                let known: HashMap<[u8; 16], SnapshotNamespace> =
-                    namespaces.into_iter().filter_map(|namespace| Some((namespace.entry().uuid()?, namespace))).collect();
                 let changes = Changes::by_field(&self.deployment, now, field, *since).await?;
-                return Ok(Ok(Older { collections: known, changes }));
+                return Ok(Ok(older(namespaces, changes)));
             }
             Parent::Older { catalog, from, set, .. } => (catalog, *from, *set),
         };
@@ -155,8 +150,7 @@ impl Backup {
             }
             Err(error) => return Err(error),
         };
-        let known = namespaces.into_iter().filter_map(|namespace| Some((namespace.entry().uuid()?, namespace)));
-        Ok(Ok(Older { collections: known.collect(), changes }))
+        Ok(Ok(older(namespaces, changes)))
     }
 
     /// Waits until a majority holds everything up to a time: before, the oplog may still be taken back.
@@ -210,6 +204,16 @@ impl Backup {
         self.repository.store_slice(history.set, &slice, self.settings.compression_level).await?;
         Ok(true)
     }
+}
+
+fn older(namespaces: Vec<SnapshotNamespace>, changes: Changes) -> Older {
+    let bits = bits_of(&namespaces);
+    let collections = namespaces.into_iter().filter_map(|namespace| Some((namespace.entry().uuid()?, namespace))).collect();
+    Older { collections, bits, changes }
+}
+
+fn bits_of(namespaces: &[SnapshotNamespace]) -> HashMap<Namespace, u8> {
+    namespaces.iter().map(|namespace| (namespace.namespace().clone(), namespace.boundary_bits)).collect()
 }
 
 /// Milliseconds by which the clock that sets a field may be behind that of a backup.

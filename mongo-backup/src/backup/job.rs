@@ -65,6 +65,16 @@ struct Reading {
     until: Option<Timestamp>,
 }
 
+impl Reading {
+    /// Counts what an earlier pass read for the same snapshot. What it did not take over, the later ones did not either.
+    fn goes_on_from(&mut self, earlier: Option<Self>) {
+        let Some(earlier) = earlier else { return };
+        self.totals.add(earlier.totals);
+        self.collected.read += earlier.collected.read;
+        self.collected.full_scan = earlier.collected.full_scan;
+    }
+}
+
 impl Job<'_> {
     /// Reads at one cluster time. Where that takes longer than the server keeps its history, everything is read once as it is, and then, at one cluster
     /// time, what has changed meanwhile; and so on, until it fits.
@@ -76,9 +86,7 @@ impl Job<'_> {
             let (now, at) = backup.choose_cluster_time(catalog).await?;
             let error = match self.read(now, When::At(at), history, &base).await {
                 Ok(mut reading) => {
-                    if let Some(Reading { totals, .. }) = last {
-                        reading.totals.add(totals);
-                    }
+                    reading.goes_on_from(last);
                     let exceptions = std::mem::take(&mut reading.collected.exceptions);
                     let consistency = Consistency::PointInTime { cluster_time: at, exceptions };
                     return self.publish(reading, consistency, parent).await;
@@ -97,11 +105,8 @@ impl Job<'_> {
             history = backup.history().await?;
             let (now, defined_at) = backup.choose_cluster_time(backup.read_catalog().await?).await?;
             let mut reading = self.read(now, When::Now { defined_at: Some(defined_at) }, history, &base).await?;
-            if let Some(Reading { totals, .. }) = last {
-                reading.totals.add(totals);
-            }
+            reading.goes_on_from(last);
             let Some(known) = history else { return self.publish_as_read(reading, reason, parent).await };
-            backup.repository.reload_index().await?;
             base = Parent::Older { id: None, catalog: reading.collected.catalog.clone(), from: known.beginning, set: known.set };
             history = backup.history().await?;
             catalog = backup.read_catalog().await?;
@@ -141,10 +146,14 @@ impl Job<'_> {
             When::At(at) => (Some(at), Some(at)),
             When::Now { defined_at } => (None, defined_at),
         };
-        let known_bits = backup.known_bits().await?;
-        let (older, full_scan) = match backup.older(parent, defined_at, &catalog).await? {
-            Ok(older) => (Some(older), None),
-            Err(reason) => (None, Some(reason)),
+        // Now that the backup is announced, what it finds stays.
+        backup.repository.reload_index().await?;
+        let (older, known_bits, full_scan) = match backup.older(parent, defined_at, &catalog).await? {
+            Ok(mut older) => {
+                let bits = std::mem::take(&mut older.bits);
+                (Some(older), bits, None)
+            }
+            Err(reason) => (None, backup.known_bits().await?, Some(reason)),
         };
         let (documents, bytes) = self.estimates.values().fold((0, 0), |(documents, bytes), (d, b)| (documents + d, bytes + b));
         let meter = Arc::new(PhaseMeter::start(Arc::clone(&backup.progress), "data", Total::estimate(documents, bytes)));
@@ -228,10 +237,6 @@ impl Job<'_> {
             catalog: collected.catalog,
         };
         self.session.publish(&manifest).await?;
-        // The snapshot exists: what goes wrong from here on is the next operation's business.
-        if let Err(error) = backup.repository.reload_index().await {
-            tracing::warn!(error = %error.report(), "the index could not be read anew");
-        }
         Ok(BackupReport::new(&manifest, collected.namespaces, collected.read, collected.full_scan))
     }
 }

@@ -21,6 +21,7 @@ use crate::repository::{
     assembly::Regrowth,
     documents_of,
     segment::{Content, SegmentId},
+    store::Compressing,
     tree::{self, TreeEntry, TreeRoot},
 };
 
@@ -46,6 +47,7 @@ impl Regrow {
         let held_at_most = usize::try_from(HELD_BYTES / average_bytes.max(1)).unwrap_or(HELD_AT_MOST).min(HELD_AT_MOST);
         let mut pieces = Pieces::of(repository.clone(), &older, touched)?;
         let (mut read, mut taken_apart) = (0, 0);
+        let mut compressing = Compressing::new(Arc::clone(growth.store()));
         let mut ahead = VecDeque::new();
         let mut is_through = false;
         loop {
@@ -56,12 +58,13 @@ impl Regrow {
                 ahead.push_back(AbortOnDropHandle::new(tokio::spawn(window.fill(source.clone(), by_filter))));
             }
             let Some(next) = ahead.pop_front() else { break };
-            let grown = grow(&repository, &source, growth, next.await??, &meter).await?;
+            let grown = grow(&repository, &source, growth, &mut compressing, next.await??, &meter).await?;
             growth = grown.growth;
             read += grown.read;
             taken_apart += grown.taken_apart;
         }
         growth.count_taken_over(older.segments.saturating_sub(pieces.visited + taken_apart));
+        compressing.finish().await?;
         let store = Arc::clone(growth.store());
         let (root, taken_over) = tokio::task::spawn_blocking(move || growth.finish()).await??;
         store.send_full().await?;
@@ -309,6 +312,7 @@ async fn grow(
     repository: &Repository,
     source: &ScanSource,
     mut growth: Regrowth,
+    compressing: &mut Compressing,
     mut pieces: VecDeque<Piece>,
     meter: &PhaseMeter,
 ) -> Result<Grown> {
@@ -318,7 +322,9 @@ async fn grow(
         let work = tokio::task::spawn_blocking(move || grow_at_once(growth, pieces));
         let documents;
         (growth, pieces, documents) = work.await??;
-        growth.store().send_full().await?;
+        for block in growth.take_full() {
+            compressing.add(block).await?;
+        }
         meter.advance(documents, 0);
         read += documents;
         // Where the older tree does not fit, it is taken apart.
@@ -352,7 +358,9 @@ async fn grow(
                     let (returned, _, count) =
                         tokio::task::spawn_blocking(move || grow_at_once(growth, [Piece::Documents(documents)].into())).await??;
                     growth = returned;
-                    growth.store().send_full().await?;
+                    for block in growth.take_full() {
+                        compressing.add(block).await?;
+                    }
                     meter.advance(count, 0);
                     read += count;
                 }

@@ -10,6 +10,7 @@ use mongo_core::{
 };
 
 use super::{
+    block::OpenBlock,
     config::Config,
     documents_of,
     manifest::SnapshotNamespace,
@@ -156,7 +157,9 @@ pub(crate) struct Regrowth {
 impl Regrowth {
     pub(crate) fn new(store: Arc<SegmentStore>, segmenter: Segmenter, bits: u8) -> Self {
         let tree = Tree::new(Arc::clone(&store), bits);
-        Self { cutter: Cutter::new(store, segmenter, bits, Head::Passed), tree, below_nodes: 0, alone: 0 }
+        let blocks = BlockWriter::leaving_full_blocks(store);
+        let cutter = Cutter { blocks, segmenter, bits, head: Head::Passed, entries: Vec::new() };
+        Self { cutter, tree, below_nodes: 0, alone: 0 }
     }
 
     /// Whether a segment of the older tree can come next as it is.
@@ -183,6 +186,11 @@ impl Regrowth {
     pub(crate) fn cut(&mut self, documents: &[u8]) -> Result<()> {
         self.cutter.cut_all(documents)?;
         self.tree.add(std::mem::take(&mut self.cutter.entries))
+    }
+
+    /// What is to be compressed by somebody else: to be called after every cut.
+    pub(crate) fn take_full(&mut self) -> Vec<OpenBlock> {
+        self.cutter.blocks.take_full()
     }
 
     /// Where its segments go.

@@ -238,6 +238,8 @@ pub(crate) async fn storing<T, W: Future<Output = Result<T>>>(
 pub(crate) struct BlockWriter {
     store: Arc<SegmentStore>,
     buffer: BlockBuffer,
+    /// Full blocks, where others compress them.
+    full: Option<Vec<OpenBlock>>,
 }
 
 #[derive(Debug, Default)]
@@ -248,7 +250,16 @@ struct BlockBuffer {
 
 impl BlockWriter {
     pub(crate) fn new(store: Arc<SegmentStore>) -> Self {
-        Self { store, buffer: BlockBuffer::default() }
+        Self { store, buffer: BlockBuffer::default(), full: None }
+    }
+
+    /// One whose full blocks are compressed elsewhere: they are to be [taken](Self::take_full) and given to a [`Compressing`].
+    pub(crate) fn leaving_full_blocks(store: Arc<SegmentStore>) -> Self {
+        Self { full: Some(Vec::new()), ..Self::new(store) }
+    }
+
+    pub(crate) fn take_full(&mut self) -> Vec<OpenBlock> {
+        self.full.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     pub(crate) fn store(&self) -> &Arc<SegmentStore> {
@@ -262,7 +273,10 @@ impl BlockWriter {
             let BlockBuffer { open, compressor } = &mut self.buffer;
             open.push(id, plain)?;
             if open.is_full(content) {
-                self.store.add(compressor, open)?;
+                match &mut self.full {
+                    Some(full) => full.push(std::mem::take(open)),
+                    None => self.store.add(compressor, open)?,
+                }
             }
         }
         Ok(id)
@@ -270,13 +284,56 @@ impl BlockWriter {
 
     /// Stores what it holds, and gives its memory back. Small rests of many writers share blocks. Compresses.
     pub(crate) fn flush(&mut self) -> Result<()> {
+        let full = self.take_full();
         let BlockBuffer { mut open, mut compressor } = std::mem::take(&mut self.buffer);
+        for mut block in full {
+            self.store.add(&mut compressor, &mut block)?;
+        }
         if open.plain.len() >= WORTH_A_BLOCK {
             return self.store.add(&mut compressor, &mut open);
         }
         let BlockBuffer { open: rest, compressor } = &mut *lock(&self.store.leftovers);
         rest.append(&open);
         if rest.is_full(Content::Documents) { self.store.add(compressor, rest) } else { Ok(()) }
+    }
+}
+
+/// Compresses the blocks of a writer beside it, some at a time.
+pub(crate) struct Compressing {
+    store: Arc<SegmentStore>,
+    running: JoinSet<Result<Compressor>>,
+    spare: Vec<Compressor>,
+}
+
+impl Compressing {
+    pub(crate) fn new(store: Arc<SegmentStore>) -> Self {
+        Self { store, running: JoinSet::new(), spare: Vec::new() }
+    }
+
+    /// Takes a block on. Waits while there is enough to do.
+    pub(crate) async fn add(&mut self, mut block: OpenBlock) -> Result<()> {
+        while self.running.len() >= COMPRESSED_AT_ONCE {
+            self.join_one().await?;
+        }
+        let (store, mut compressor) = (Arc::clone(&self.store), self.spare.pop().unwrap_or_default());
+        self.running.spawn_blocking(move || store.add(&mut compressor, &mut block).map(|()| compressor));
+        Ok(())
+    }
+
+    /// Waits until everything is compressed.
+    pub(crate) async fn finish(mut self) -> Result<()> {
+        while !self.running.is_empty() {
+            self.join_one().await?;
+        }
+        self.store.send_full().await
+    }
+
+    async fn join_one(&mut self) -> Result<()> {
+        if let Some(done) = self.running.join_next().await {
+            self.spare.push(done??);
+            self.store.send_full().await?;
+        }
+        Ok(())
     }
 }
 
@@ -357,6 +414,7 @@ async fn put_by_content(archive: &dyn ArchiveSink, name: &ObjectName, bytes: Byt
 }
 
 const WRITES_AT_ONCE: usize = 2;
+const COMPRESSED_AT_ONCE: usize = 3;
 const PACKS_AN_INDEX: usize = 32;
 /// What is smaller at the end of a range or a tree goes into a block with others of its kind.
 const WORTH_A_BLOCK: usize = 256 << 10;

@@ -65,10 +65,17 @@ impl TreeRoot {
 pub(crate) struct TreeBuilder {
     bits: u8,
     /// The open node of each height.
-    open: Vec<Vec<TreeEntry>>,
+    open: Vec<OpenNode>,
     documents: u64,
     bytes: u64,
     segments: u64,
+}
+
+#[derive(Debug, Default)]
+struct OpenNode {
+    entries: Vec<TreeEntry>,
+    /// What they will take in the node.
+    bytes: usize,
 }
 
 impl TreeBuilder {
@@ -86,7 +93,7 @@ impl TreeBuilder {
 
     /// Whether nothing is open up to a height, so that a whole node of that height can come next.
     pub(crate) fn is_aligned(&self, height: u8) -> bool {
-        self.open.iter().take(usize::from(height) + 1).all(Vec::is_empty)
+        self.open.iter().take(usize::from(height) + 1).all(|node| node.entries.is_empty())
     }
 
     /// Adds a node of another tree with all that is below it. [`is_aligned`](Self::is_aligned) must say that it can come next; how many segments it holds the
@@ -100,24 +107,24 @@ impl TreeBuilder {
         self.documents += entry.documents;
         self.bytes += entry.bytes;
         for _ in self.open.len()..=usize::from(height) {
-            self.open.push(Vec::new());
+            self.open.push(OpenNode::default());
         }
         self.add(usize::from(height) + 1, entry, store)
     }
 
     fn add(&mut self, height: usize, entry: TreeEntry, store: &mut impl FnMut(Vec<u8>) -> Result<SegmentId>) -> Result<()> {
         if self.open.len() == height {
-            self.open.push(Vec::new());
+            self.open.push(OpenNode::default());
         }
         let threshold = usize::from(self.bits) + NODE_BITS * (height + 1);
         let ends = usize::from(entry.level) >= threshold;
         let node = &mut self.open[height];
-        node.push(entry);
+        node.bytes += ENTRY + entry.first_id.len();
+        node.entries.push(entry);
         // An `_id` can be as large as a document: nodes must stay small all the same.
-        let bytes: usize = node.iter().map(|entry| ENTRY + entry.first_id.len()).sum();
-        if ends || node.len() == MAX_ENTRIES || bytes >= MAX_BYTES {
+        if ends || node.entries.len() == MAX_ENTRIES || node.bytes >= MAX_BYTES {
             let complete = std::mem::take(node);
-            let parent = close(height, &complete, store)?;
+            let parent = close(height, &complete.entries, store)?;
             self.add(height + 1, parent, store)?;
         }
         Ok(())
@@ -128,7 +135,7 @@ impl TreeBuilder {
         let mut height = 0;
         let mut root = None;
         while height < self.open.len() {
-            let node = std::mem::take(&mut self.open[height]);
+            let node = std::mem::take(&mut self.open[height]).entries;
             let is_top = height + 1 == self.open.len();
             match (node.as_slice(), is_top) {
                 ([], _) => {}

@@ -226,9 +226,14 @@ impl Listener for Applying<'_> {
             return Ok(());
         }
         self.replay.settle().await?;
+        self.saved = Instant::now();
         let missing = self.replay.missing()?;
         if missing.len() > MISSING_KEPT {
-            // An interruption costs more then.
+            // What is saved has to stay small. An interruption costs more then.
+            tracing::warn!(
+                missing = missing.len(),
+                "so many documents are missing that how far the oplog was applied is not saved"
+            );
             return Ok(());
         }
         let missing = missing.into_iter().map(|missing| {
@@ -236,9 +241,7 @@ impl Listener for Applying<'_> {
             StoredMissing { namespace: missing.namespace, id }
         });
         let replayed = Replayed { reached: Some(at), missing: missing.collect() };
-        self.restore.save_replayed(self.checkpoint, &replayed).await?;
-        self.saved = Instant::now();
-        Ok(())
+        self.restore.save_replayed(self.checkpoint, &replayed).await
     }
 }
 
