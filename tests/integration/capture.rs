@@ -408,7 +408,7 @@ async fn a_restore_to_a_point_that_is_interrupted_anywhere_goes_on() {
     capturing.stop().await;
     let (position, expected) = moments.pop().unwrap();
     let (_other, target) = own().await;
-    let mut interruptions = 0;
+    let (mut interruptions, mut replayed) = (0, Vec::new());
     for at in 1.. {
         let store: Arc<dyn StateStore> = Arc::new(MemoryState::new());
         let to = format!("copy_{at}");
@@ -431,7 +431,9 @@ async fn a_restore_to_a_point_that_is_interrupted_anywhere_goes_on() {
         let report = run(store, CancellationToken::new()).await.unwrap();
         assert!(report.is_complete());
         assert_eq!(data_hash(&target, &to).await, expected, "interrupted behind save {at}");
+        replayed.push(report.replayed);
     }
+    assert_eq!(replayed.last(), Some(&0), "once all is applied, nothing is applied again: {replayed:?}");
     assert!(interruptions > 5, "only {interruptions} places to be interrupted at");
 }
 

@@ -63,12 +63,17 @@ impl Backup {
     /// How finely the newest readable snapshot cuts each collection.
     pub(super) async fn known_bits(&self) -> Result<HashMap<Namespace, u8>> {
         let Some(newest) = self.repository.snapshots().await?.snapshots.pop() else { return Ok(HashMap::new()) };
-        match self.repository.namespaces(&newest).await {
-            Ok(namespaces) => Ok(bits_of(&namespaces)),
+        let namespaces = self.sound_namespaces(&newest.catalog).await?;
+        Ok(namespaces.map(|namespaces| bits_of(&namespaces)).unwrap_or_default())
+    }
+
+    /// What a catalog holds; none if it is damaged. That must not stand in the way of a new backup, which only takes over and shares less.
+    async fn sound_namespaces(&self, catalog: &TreeRoot) -> Result<Option<Vec<SnapshotNamespace>>> {
+        match self.repository.namespaces_in(catalog).await {
+            Ok(namespaces) => Ok(Some(namespaces)),
             Err(error) if error.kind() == ErrorKind::CorruptData => {
-                // Damage there must not stand in the way of a new backup; it only shares less.
-                tracing::warn!(snapshot = %newest.id, "the newest snapshot's catalog is damaged; collections are cut anew");
-                Ok(HashMap::new())
+                tracing::warn!(error = %error.report(), "{DAMAGED}");
+                Ok(None)
             }
             Err(error) => Err(error),
         }
@@ -123,7 +128,7 @@ impl Backup {
         let (catalog, from, set) = match parent {
             Parent::None { reason } => return Ok(Err(reason.clone())),
             Parent::ByField { catalog, since, field, .. } => {
-                let namespaces = self.repository.namespaces_in(catalog).await?;
+                let Some(namespaces) = self.sound_namespaces(catalog).await? else { return Ok(Err(DAMAGED.to_owned())) };
                 let changes = Changes::by_field(&self.deployment, now, field, *since).await?;
                 return Ok(Ok(older(namespaces, changes)));
             }
@@ -132,14 +137,7 @@ impl Backup {
         let Some(until) = until else { return Ok(Err("the server does not tell its time".to_owned())) };
         let oplog = Oplog::of(&self.deployment)?.with(self.settings.retry.clone(), RetryBudget::default(), self.cancel.clone());
         self.wait_for_majority(&oplog, until).await?;
-        let namespaces = match self.repository.namespaces_in(catalog).await {
-            Ok(namespaces) => namespaces,
-            Err(error) if error.kind() == ErrorKind::CorruptData => {
-                tracing::warn!(error = %error.report(), "the newest snapshot's catalog is damaged");
-                return Ok(Err("the newest snapshot's catalog is damaged".to_owned()));
-            }
-            Err(error) => return Err(error),
-        };
+        let Some(namespaces) = self.sound_namespaces(catalog).await? else { return Ok(Err(DAMAGED.to_owned())) };
         let changes = match Changes::read(&oplog, &self.repository, set, from, until).await {
             Ok(Ok(changes)) => changes,
             Ok(Err(reason)) => return Ok(Err(reason)),
@@ -216,6 +214,7 @@ fn bits_of(namespaces: &[SnapshotNamespace]) -> HashMap<Namespace, u8> {
     namespaces.iter().map(|namespace| (namespace.namespace().clone(), namespace.boundary_bits)).collect()
 }
 
+const DAMAGED: &str = "the newest snapshot's catalog is damaged";
 /// Milliseconds by which the clock that sets a field may be behind that of a backup.
 const CLOCKS_DIFFER: i64 = 5 * 60 * 1000;
 const MAJORITY_WITHIN: Duration = Duration::from_secs(60);

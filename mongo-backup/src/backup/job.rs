@@ -66,12 +66,15 @@ struct Reading {
 }
 
 impl Reading {
-    /// Counts what an earlier pass read for the same snapshot. What it did not take over, the later ones did not either.
+    /// Counts what an earlier pass read for the same snapshot.
     fn goes_on_from(&mut self, earlier: Option<Self>) {
         let Some(earlier) = earlier else { return };
         self.totals.add(earlier.totals);
-        self.collected.read += earlier.collected.read;
-        self.collected.full_scan = earlier.collected.full_scan;
+        let (now, before) = (&mut self.collected, earlier.collected);
+        now.read += before.read;
+        // What an earlier pass did not take over from the parent, the later ones did not either.
+        now.taken_over = now.taken_over.min(before.taken_over);
+        now.full_scan = before.full_scan.or(now.full_scan.take());
     }
 }
 

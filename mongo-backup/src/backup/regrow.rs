@@ -11,7 +11,7 @@ use mongo_core::{
     progress::PhaseMeter,
     transfer::{
         partition::{Key, KeyRange},
-        scan::ScanSource,
+        scan::{ScanBatch, ScanSource},
     },
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -350,25 +350,38 @@ async fn grow(
             Some(Piece::Range(range)) => {
                 let mut scan = source.scan(range);
                 while let Some(batch) = scan.next().await? {
-                    let mut documents = Vec::new();
-                    for document in batch.documents()? {
-                        documents.extend_from_slice(document?.as_bytes());
-                    }
+                    // Some at a time: what is cut waits in memory until it is compressed.
+                    let parts = in_parts(&batch)?;
                     drop(batch);
-                    let (returned, _, count) =
-                        tokio::task::spawn_blocking(move || grow_at_once(growth, [Piece::Documents(documents)].into())).await??;
-                    growth = returned;
-                    for block in growth.take_full() {
-                        compressing.add(block).await?;
+                    for some in parts {
+                        let work = tokio::task::spawn_blocking(move || grow_at_once(growth, [Piece::Documents(some)].into()));
+                        let count;
+                        (growth, _, count) = work.await??;
+                        for block in growth.take_full() {
+                            compressing.add(block).await?;
+                        }
+                        meter.advance(count, 0);
+                        read += count;
                     }
-                    meter.advance(count, 0);
-                    read += count;
                 }
             }
             Some(Piece::Documents(_)) => return Err(Error::internal("documents that were read were not cut")),
         }
     }
     Ok(Grown { growth, read, taken_apart })
+}
+
+/// The documents of a batch, back to back, in parts of about [`HELD_BYTES`].
+fn in_parts(batch: &ScanBatch) -> Result<Vec<Vec<u8>>> {
+    let mut parts = vec![Vec::new()];
+    for document in batch.documents()? {
+        let document = document?.as_bytes();
+        match parts.last_mut() {
+            Some(part) if part.len() as u64 <= HELD_BYTES => part.extend_from_slice(document),
+            _ => parts.push(document.to_vec()),
+        }
+    }
+    Ok(parts)
 }
 
 /// What came of growing.

@@ -29,8 +29,8 @@ use crate::archive::{ArchiveSink, ObjectName, PutMode, PutOutcome};
 
 /// Stores the segments of one backup. Shared by its workers.
 ///
-/// Memory: one open pack, one or two that wait and two that are being written, each of the repository's pack size, and an open
-/// block a writer.
+/// Memory: one open pack, one or two that wait and two that are being written, each of the repository's pack size, an open
+/// block a writer, and three blocks that are compressed beside their writers.
 #[derive(Debug)]
 pub(crate) struct SegmentStore {
     config: Arc<Config>,
@@ -44,6 +44,9 @@ pub(crate) struct SegmentStore {
     full: mpsc::UnboundedSender<(Pack, OwnedSemaphorePermit)>,
     /// Room for packs on their way into the archive.
     room: Arc<Semaphore>,
+    /// Room for blocks that are compressed beside their writers, and what has compressed some.
+    compressing: Arc<Semaphore>,
+    compressors: Mutex<Vec<Compressor>>,
     counters: Counters,
 }
 
@@ -121,6 +124,8 @@ impl SegmentStore {
             leftovers: Mutex::default(),
             full: sender,
             room: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
+            compressing: Arc::new(Semaphore::new(COMPRESSED_AT_ONCE)),
+            compressors: Mutex::default(),
             counters: Counters::default(),
         };
         Ok((store, uploader))
@@ -298,42 +303,41 @@ impl BlockWriter {
     }
 }
 
-/// Compresses the blocks of a writer beside it, some at a time.
+/// Compresses the blocks of a writer beside it, some of all writers at a time.
 pub(crate) struct Compressing {
     store: Arc<SegmentStore>,
-    running: JoinSet<Result<Compressor>>,
-    spare: Vec<Compressor>,
+    running: JoinSet<Result<()>>,
 }
 
 impl Compressing {
     pub(crate) fn new(store: Arc<SegmentStore>) -> Self {
-        Self { store, running: JoinSet::new(), spare: Vec::new() }
+        Self { store, running: JoinSet::new() }
     }
 
     /// Takes a block on. Waits while there is enough to do.
     pub(crate) async fn add(&mut self, mut block: OpenBlock) -> Result<()> {
-        while self.running.len() >= COMPRESSED_AT_ONCE {
-            self.join_one().await?;
+        let room = Arc::clone(&self.store.compressing).acquire_owned().await;
+        let room = room.map_err(|error| Error::internal("the room for blocks is closed").with_source(error))?;
+        while let Some(done) = self.running.try_join_next() {
+            done??;
         }
-        let (store, mut compressor) = (Arc::clone(&self.store), self.spare.pop().unwrap_or_default());
-        self.running.spawn_blocking(move || store.add(&mut compressor, &mut block).map(|()| compressor));
-        Ok(())
+        let store = Arc::clone(&self.store);
+        self.running.spawn_blocking(move || {
+            let mut compressor = lock(&store.compressors).pop().unwrap_or_default();
+            store.add(&mut compressor, &mut block)?;
+            lock(&store.compressors).push(compressor);
+            drop(room);
+            Ok(())
+        });
+        self.store.send_full().await
     }
 
     /// Waits until everything is compressed.
     pub(crate) async fn finish(mut self) -> Result<()> {
-        while !self.running.is_empty() {
-            self.join_one().await?;
+        while let Some(done) = self.running.join_next().await {
+            done??;
         }
         self.store.send_full().await
-    }
-
-    async fn join_one(&mut self) -> Result<()> {
-        if let Some(done) = self.running.join_next().await {
-            self.spare.push(done??);
-            self.store.send_full().await?;
-        }
-        Ok(())
     }
 }
 
@@ -414,6 +418,7 @@ async fn put_by_content(archive: &dyn ArchiveSink, name: &ObjectName, bytes: Byt
 }
 
 const WRITES_AT_ONCE: usize = 2;
+/// Blocks of all writers that are compressed beside them.
 const COMPRESSED_AT_ONCE: usize = 3;
 const PACKS_AN_INDEX: usize = 32;
 /// What is smaller at the end of a range or a tree goes into a block with others of its kind.

@@ -160,6 +160,9 @@ impl Restore {
         let (totals, missing) = applying.replay.finish().await?;
         meter.finish();
         if missing.is_empty() {
+            // When the indexes stand, what is unique would be in the way of what was there for a while.
+            let all = Replayed { reached: Some(journey.reached), missing: Vec::new() };
+            self.save_replayed(checkpoint, &all).await?;
             return Ok(totals.operations);
         }
         let mut collections: Vec<String> = missing.iter().map(|missing| missing.namespace.to_string()).collect();

@@ -242,6 +242,6 @@ pub fn apply_update(before: &RawDocument, update: &RawDocument) -> Result<RawDoc
 pub struct ReplayTotals {
     /// Operations that were applied, or that later ones made needless.
     pub operations: u64,
-    /// Operations that were sent.
+    /// Operations that made a difference: they were sent, or done to a document that was.
     pub sent: u64,
 }

@@ -1,4 +1,5 @@
-//! Applying an update of the oplog to a document ourselves: the last resort, where the target has no way of its own to do it.
+//! Applying an update of the oplog to a document ourselves: where the target has no way of its own to do it, and to new documents
+//! that are not written yet.
 //!
 //! Three forms there are. A *replacement* is the new document. A *difference* (`$v: 2`, from 4.7 on) names what is deleted (`d`),
 //! updated in place (`u`), appended (`i`), and differences of fields (`s` and the field's name); that of an array (`a: true`) its
