@@ -216,11 +216,39 @@ async fn storm_of_definitions(version: &str) {
     collection("collated").create_index(index(doc! { "x": 1 })).await.unwrap();
     moments.push(moment(&source, &databases).await);
 
+    // What is unique: made so step by step, and exchanged within a transaction.
+    collection("exchanged").insert_many([doc! { "_id": "a", "k": 1 }, doc! { "_id": "b", "k": 2 }]).await.unwrap();
+    let by_k = doc! { "keyPattern": { "k": 1 } };
+    let step = |name: &str, value: bool| {
+        let mut index = by_k.clone();
+        index.insert(name, value);
+        doc! { "collMod": "exchanged", "index": index }
+    };
+    if has_clustered {
+        collection("exchanged").create_index(index(doc! { "k": 1 })).await.unwrap();
+        change(step("prepareUnique", true)).await;
+        moments.push(moment(&source, &databases).await);
+        change(step("unique", true)).await;
+    } else {
+        let unique = IndexOptions::builder().unique(true).build();
+        collection("exchanged").create_index(IndexModel::builder().keys(doc! { "k": 1 }).options(unique).build()).await.unwrap();
+    }
+    let mut session = source.client().start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    for (id, k) in [("a", 0), ("b", 1), ("a", 2)] {
+        let set = doc! { "$set": { "k": k } };
+        collection("exchanged").update_one(doc! { "_id": id }, set).session(&mut session).await.unwrap();
+    }
+    session.commit_transaction().await.unwrap();
+    moments.push(moment(&source, &databases).await);
+
     // By an aggregation, in a transaction, and a database dropped and made anew.
     let cursor = collection("kept").aggregate([doc! { "$match": { "group": 3 } }, doc! { "$out": "selected" }]).await.unwrap();
     drop(cursor);
     let mut session = source.client().start_session().await.unwrap();
     session.start_transaction().await.unwrap();
+    let made = doc! { "createIndexes": "in_transaction", "indexes": [{ "key": { "n": 1 }, "name": "n" }] };
+    a.run_command(made).session(&mut session).await.unwrap();
     collection("in_transaction").insert_one(doc! { "_id": 1 }).session(&mut session).await.unwrap();
     collection("kept").delete_many(doc! { "group": 4 }).session(&mut session).await.unwrap();
     session.commit_transaction().await.unwrap();
