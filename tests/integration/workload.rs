@@ -136,8 +136,12 @@ impl Workload {
     async fn step_in(&mut self, session: &mut ClientSession) -> Result<()> {
         let (collection, filter, document) = self.target();
         match self.random.u8(0..10) {
-            0..5 => drop(collection.replace_one(filter, document).upsert(true).session(session).await?),
-            5 | 6 => drop(collection.delete_one(filter).session(session).await?),
+            0..5 => {
+                collection.replace_one(filter, document).upsert(true).session(session).await?;
+            }
+            5 | 6 => {
+                collection.delete_one(filter).session(session).await?;
+            }
             _ => {
                 let set = doc! { "$set": { "count": self.random.i32(0..99), "c": self.value(0) } };
                 collection.update_one(filter, set).session(session).await?;
