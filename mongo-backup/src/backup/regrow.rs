@@ -318,14 +318,8 @@ async fn grow(
 ) -> Result<Grown> {
     let (mut read, mut taken_apart) = (0, 0);
     while !pieces.is_empty() {
-        // All that needs no reading, on a blocking thread.
-        let work = tokio::task::spawn_blocking(move || grow_at_once(growth, pieces));
         let documents;
-        (growth, pieces, documents) = work.await??;
-        for block in growth.take_full() {
-            compressing.add(block).await?;
-        }
-        meter.advance(documents, 0);
+        (growth, pieces, documents) = grow_further(growth, pieces, compressing, meter).await?;
         read += documents;
         // Where the older tree does not fit, it is taken apart.
         match pieces.pop_front() {
@@ -354,13 +348,8 @@ async fn grow(
                     let parts = in_parts(&batch)?;
                     drop(batch);
                     for some in parts {
-                        let work = tokio::task::spawn_blocking(move || grow_at_once(growth, [Piece::Documents(some)].into()));
                         let count;
-                        (growth, _, count) = work.await??;
-                        for block in growth.take_full() {
-                            compressing.add(block).await?;
-                        }
-                        meter.advance(count, 0);
+                        (growth, _, count) = grow_further(growth, [Piece::Documents(some)].into(), compressing, meter).await?;
                         read += count;
                     }
                 }
@@ -391,6 +380,22 @@ struct Grown {
     read: u64,
     /// Segments below nodes that could not be taken over whole.
     taken_apart: i64,
+}
+
+/// Adds all that needs no reading, on a blocking thread, and hands full blocks on.
+async fn grow_further(
+    growth: Regrowth,
+    pieces: VecDeque<Piece>,
+    compressing: &mut Compressing,
+    meter: &PhaseMeter,
+) -> Result<(Regrowth, VecDeque<Piece>, u64)> {
+    let work = tokio::task::spawn_blocking(move || grow_at_once(growth, pieces));
+    let (mut growth, pieces, documents) = work.await??;
+    for block in growth.take_full() {
+        compressing.add(block).await?;
+    }
+    meter.advance(documents, 0);
+    Ok((growth, pieces, documents))
 }
 
 /// Adds pieces until one comes for which something must be read.
