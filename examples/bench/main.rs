@@ -70,9 +70,12 @@ struct Settings {
     /// Where archives and dumps are written; a temporary folder by default
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Backup only: measure instead what the next backup costs after 0.1 %, 1 % and 10 % of the documents changed
+    /// Backup only: measure instead what the next backup costs after some of the documents changed
     #[arg(long)]
     rounds: bool,
+    /// With --rounds: how many of the documents change
+    #[arg(long, value_name = "PERCENT", default_values_t = [0.1, 1.0, 10.0])]
+    changed: Vec<f64>,
     /// Measure without encryption
     #[arg(long)]
     unencrypted: bool,
@@ -81,8 +84,16 @@ struct Settings {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     run(async move {
-        let defaults =
-            Settings { documents: 200_000, peer: Vec::new(), runs: 3, level: 1, folder: None, rounds: false, unencrypted: false };
+        let defaults = Settings {
+            documents: 200_000,
+            peer: Vec::new(),
+            runs: 3,
+            level: 1,
+            folder: None,
+            rounds: false,
+            changed: Vec::new(),
+            unencrypted: false,
+        };
         let (settings, work) = match cli.command {
             None => (defaults, Work::Backup),
             Some(Command::Backup(settings)) => (settings, Work::Backup),
@@ -450,7 +461,11 @@ impl Table {
 }
 
 fn median(measured: &[Measured]) -> f64 {
-    let mut seconds: Vec<f64> = measured.iter().map(|measured| measured.seconds).collect();
+    middle(measured.iter().map(|measured| measured.seconds))
+}
+
+fn middle(seconds: impl Iterator<Item = f64>) -> f64 {
+    let mut seconds: Vec<f64> = seconds.collect();
     seconds.sort_by(f64::total_cmp);
     seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -1,6 +1,6 @@
 //! What the next backup costs after a part of the documents has changed.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use mongo_backup::{Backup, LocalArchive, Repository};
 use mongo_core::{
@@ -10,10 +10,10 @@ use mongo_core::{
 };
 use serde::Serialize;
 
-use crate::{Bench, DATABASE, orders::Orders, remove, size_of};
+use crate::{Bench, DATABASE, middle, orders::Orders, remove, size_of};
 
-/// One round: a full backup, a change, and the backup after it.
-#[derive(Serialize)]
+/// A full backup, a change, and the backup after it. Seconds are medians of all runs; bytes are those of the last one.
+#[derive(Clone, Serialize)]
 pub(crate) struct Round {
     pub(crate) what: String,
     pub(crate) changed_documents: u64,
@@ -26,6 +26,16 @@ pub(crate) struct Round {
     pub(crate) grown_share: f64,
 }
 
+impl Round {
+    fn middle(measured: &[Self]) -> Option<Self> {
+        let seconds = |of: fn(&Self) -> f64| middle(measured.iter().map(of));
+        let mut round = measured.last()?.clone();
+        round.first_seconds = seconds(|round| round.first_seconds);
+        round.next_seconds = seconds(|round| round.next_seconds);
+        Some(round)
+    }
+}
+
 /// Where changes lie.
 #[derive(Clone, Copy)]
 enum Spread {
@@ -33,6 +43,20 @@ enum Spread {
     /// A tenth of the documents gets nine tenths of the changes.
     Skewed,
     Appended,
+}
+
+impl Spread {
+    const ALL: [Self; 3] = [Self::Scattered, Self::Skewed, Self::Appended];
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scattered => "scattered",
+            Self::Skewed => "skewed",
+            Self::Appended => "appended",
+        })
+    }
 }
 
 impl Bench {
@@ -44,43 +68,50 @@ impl Bench {
         }
         let mut random = fastrand::Rng::with_seed(5);
         let archive = folder.join("rounds");
-        let plan = [("unchanged", Spread::Scattered, 0.0)].into_iter().chain([0.001, 0.01, 0.1].into_iter().flat_map(|share| {
-            [("scattered", Spread::Scattered, share), ("skewed", Spread::Skewed, share), ("appended", Spread::Appended, share)]
-        }));
-        for (what, spread, share) in plan {
-            let repository = Repository::open_or_init(LocalArchive::new(&archive)?, self.key()).await?;
-            self.rest().await?;
-            let first_seconds = self.one(&repository).await?;
-            let first_bytes = size_of(&archive)?;
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
-                reason = "a share of a count"
-            )]
-            let count = (self.settings.documents as f64 * share) as u64;
-            match spread {
-                Spread::Appended => self.append(&mut orders, count).await?,
-                _ => self.change(&mut random, spread, count).await?,
+        for share in [0.0].into_iter().chain(self.settings.changed.iter().map(|percent| percent / 100.0)) {
+            let spreads: &[_] = if share > 0.0 { &Spread::ALL } else { &[Spread::Scattered] };
+            for spread in spreads {
+                let mut measured = Vec::new();
+                for _ in 0..self.settings.runs.max(1) {
+                    measured.push(self.round(&archive, *spread, share, &mut orders, &mut random).await?);
+                }
+                rounds.extend(Round::middle(&measured));
             }
-            self.rest().await?;
-            let next_seconds = self.one(&repository).await?;
-            let grown_bytes = size_of(&archive)? - first_bytes;
-            #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
-            let grown_share = grown_bytes as f64 / first_bytes as f64;
-            let what = if share > 0.0 { format!("{:.1} % {what}", share * 100.0) } else { what.to_owned() };
-            rounds.push(Round {
-                what,
-                changed_documents: count,
-                first_seconds,
-                next_seconds,
-                first_bytes,
-                grown_bytes,
-                grown_share,
-            });
-            remove(&archive)?;
         }
         Ok(rounds)
+    }
+
+    async fn round(
+        &self,
+        archive: &Path,
+        spread: Spread,
+        share: f64,
+        orders: &mut Orders,
+        random: &mut fastrand::Rng,
+    ) -> Result<Round> {
+        let repository = Repository::open_or_init(LocalArchive::new(archive)?, self.key()).await?;
+        self.rest().await?;
+        let first_seconds = self.one(&repository).await?;
+        let first_bytes = size_of(archive)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a share of a count"
+        )]
+        let count = (self.settings.documents as f64 * share) as u64;
+        match spread {
+            Spread::Appended => self.append(orders, count).await?,
+            _ => self.change(random, spread, count).await?,
+        }
+        self.rest().await?;
+        let next_seconds = self.one(&repository).await?;
+        let grown_bytes = size_of(archive)? - first_bytes;
+        remove(archive)?;
+        #[expect(clippy::cast_precision_loss, reason = "figures for a person")]
+        let grown_share = grown_bytes as f64 / first_bytes as f64;
+        let what = if share > 0.0 { format!("{:.1} % {spread}", share * 100.0) } else { "unchanged".to_owned() };
+        Ok(Round { what, changed_documents: count, first_seconds, next_seconds, first_bytes, grown_bytes, grown_share })
     }
 
     async fn one(&self, repository: &Repository) -> Result<f64> {

@@ -156,6 +156,38 @@ async fn inserts_take_the_place_of_what_is_there_and_what_is_done_to_them_is_not
     }
 }
 
+/// Reference f 25: the oplog tells it in several entries, and its operations do not stay in memory.
+#[tokio::test]
+async fn a_transaction_of_more_than_16_mib_is_applied_whole() {
+    let (_server, source) = own().await;
+    let before = || (0..10).map(|id| doc! { "_id": id, "n": 0 });
+    let papers = source.database("from").collection::<Document>("papers");
+    papers.insert_many(before()).await.unwrap();
+    let start = mark(&source).await;
+    let mut session = source.client().start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    for id in 10..34 {
+        let paper = doc! { "_id": id, "text": id.to_string().repeat(500_000) };
+        papers.insert_one(paper).session(&mut session).await.unwrap();
+    }
+    papers.update_many(doc! {}, doc! { "$set": { "n": 1 } }).session(&mut session).await.unwrap();
+    papers.delete_one(doc! { "_id": 0 }).session(&mut session).await.unwrap();
+    session.commit_transaction().await.unwrap();
+    mark(&source).await;
+    let entries = entries(&source, start).await;
+    let of_transaction = |entry: &&RawDocumentBuf| entry.as_bytes().len() > 1 << 20 && entry.get_document("o").is_ok();
+    let told: Vec<usize> = entries.iter().filter(of_transaction).map(|entry| entry.as_bytes().len()).collect();
+    assert!(told.len() > 1 && told.iter().sum::<usize>() > 16 << 20, "{told:?}");
+    let expected = data_hash(&source, "from").await;
+    for path in [ApplyPath::ApplyOps, ApplyPath::Pipelines, ApplyPath::Ourselves] {
+        let to = format!("{path:?}").to_lowercase();
+        source.database(&to).collection::<Document>("papers").insert_many(before()).await.unwrap();
+        let replayed = replay(&entries, "from", (&source, &to), by(path)).await;
+        assert!(replayed.missing.is_empty(), "{path:?} {:?}", replayed.missing);
+        assert_eq!(data_hash(&source, &to).await, expected, "{path:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_way_that_the_target_does_not_have_is_refused() {
     let server = TestDeployment::replica_set(1).version("5.0").start().await.unwrap();

@@ -22,7 +22,8 @@ use tokio::task::JoinSet;
 use super::{
     BackupSettings, NamespaceReport,
     changes::{Changes, ToRead},
-    regrow::{Regrow, Regrown, changed_segments},
+    pieces::changed_segments,
+    regrow::{Regrow, Regrown},
 };
 use crate::{
     metrics::BackupMetrics,

@@ -45,8 +45,8 @@ impl Backup {
         }
         let Ok(oplog) = Oplog::of(&self.deployment) else { return Ok(None) };
         let read = async {
-            let (set, beginning) = (oplog.replica_set_id().await?, oplog.beginning().await?);
-            oplog.oldest().await.map(|_| History { set, beginning })
+            let (set, beginning, _) = tokio::try_join!(oplog.replica_set_id(), oplog.beginning(), oplog.oldest())?;
+            Ok::<_, Error>(History { set, beginning })
         };
         match read.await {
             Ok(history) => Ok(Some(history)),
@@ -136,9 +136,13 @@ impl Backup {
         };
         let Some(until) = until else { return Ok(Err("the server does not tell its time".to_owned())) };
         let oplog = Oplog::of(&self.deployment)?.with(self.settings.retry.clone(), RetryBudget::default(), self.cancel.clone());
-        self.wait_for_majority(&oplog, until).await?;
-        let Some(namespaces) = self.sound_namespaces(catalog).await? else { return Ok(Err(DAMAGED.to_owned())) };
-        let changes = match Changes::read(&oplog, &self.repository, set, from, until).await {
+        let changes = async {
+            self.wait_for_majority(&oplog, until).await?;
+            Changes::read(&oplog, &self.repository, set, from, until).await
+        };
+        let (namespaces, changes) = tokio::join!(self.sound_namespaces(catalog), changes);
+        let Some(namespaces) = namespaces? else { return Ok(Err(DAMAGED.to_owned())) };
+        let changes = match changes {
             Ok(Ok(changes)) => changes,
             Ok(Err(reason)) => return Ok(Err(reason)),
             // A slice that was captured is damaged, or was removed meanwhile.

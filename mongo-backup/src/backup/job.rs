@@ -24,24 +24,29 @@ use crate::repository::{
 pub(super) async fn make_snapshot(plan: BackupPlan<'_>, started: DateTime, session: &Session) -> Result<BackupReport> {
     let BackupPlan { backup, catalog, estimates } = plan;
     let job = Job { backup, session, started, estimates };
-    // Before anything else is read: what has begun by then is known to whoever replays the oplog from there.
-    let history = backup.history().await?;
-    let parent = backup.parent(history).await?;
-    if backup.deployment.can_read_snapshots() {
-        job.converge(catalog, history, parent).await
+    let origin = async {
+        // Before anything else is read: what has begun by then is known to whoever replays the oplog from there.
+        let history = backup.history().await?;
+        let parent = backup.parent(history).await?;
+        let (catalog, at) = match history {
+            None if !backup.deployment.can_read_snapshots() => (backup.read_catalog().await?, None),
+            _ => backup.choose_cluster_time(catalog).await.map(|(catalog, at)| (catalog, Some(at)))?,
+        };
+        Ok((history, parent, catalog, at))
+    };
+    // Now that the backup is announced, what it finds stays.
+    let ((history, parent, catalog, at), ()) = tokio::try_join!(origin, backup.repository.reload_index())?;
+    if let Some(at) = at.filter(|_| backup.deployment.can_read_snapshots()) {
+        job.converge(catalog, at, history, parent).await
     } else {
         let reason = no_snapshots(&backup.deployment);
-        let (catalog, defined_at) = match history {
-            Some(_) => backup.choose_cluster_time(catalog).await.map(|(catalog, at)| (catalog, Some(at)))?,
-            None => (backup.read_catalog().await?, None),
-        };
         let reason = match &parent {
             Parent::ByField { field, .. } => format!(
                 "{reason}, and what has changed was told by the field {field}: documents that were deleted, or changed without it, since the last full scan are as they were"
             ),
             _ => reason,
         };
-        let reading = job.read(catalog, When::Now { defined_at }, history, &parent).await?;
+        let reading = job.read(catalog, When::Now { defined_at: at }, history, &parent).await?;
         job.publish_as_read(reading, reason, parent).await
     }
 }
@@ -81,13 +86,18 @@ impl Reading {
 impl Job<'_> {
     /// Reads at one cluster time. Where that takes longer than the server keeps its history, everything is read once as it is, and then, at one cluster
     /// time, what has changed meanwhile; and so on, until it fits.
-    async fn converge(&self, catalog: Catalog, history: Option<History>, parent: Parent) -> Result<BackupReport> {
+    async fn converge(
+        &self,
+        mut catalog: Catalog,
+        mut at: Timestamp,
+        mut history: Option<History>,
+        parent: Parent,
+    ) -> Result<BackupReport> {
         let backup = self.backup;
-        let (mut catalog, mut history, mut base) = (catalog, history, parent.clone());
+        let mut base = parent.clone();
         let mut last = None;
         for pass in 1.. {
-            let (now, at) = backup.choose_cluster_time(catalog).await?;
-            let error = match self.read(now, When::At(at), history, &base).await {
+            let error = match self.read(catalog, When::At(at), history, &base).await {
                 Ok(mut reading) => {
                     reading.goes_on_from(last);
                     let exceptions = std::mem::take(&mut reading.collected.exceptions);
@@ -106,13 +116,16 @@ impl Job<'_> {
             }
             backup.note(format!("{reason}: reading as it is, and then what has changed meanwhile"));
             history = backup.history().await?;
+            // What was stored so far need not be stored again.
+            backup.repository.reload_index().await?;
             let (now, defined_at) = backup.choose_cluster_time(backup.read_catalog().await?).await?;
             let mut reading = self.read(now, When::Now { defined_at: Some(defined_at) }, history, &base).await?;
             reading.goes_on_from(last);
             let Some(known) = history else { return self.publish_as_read(reading, reason, parent).await };
             base = Parent::Older { id: None, catalog: reading.collected.catalog.clone(), from: known.beginning, set: known.set };
             history = backup.history().await?;
-            catalog = backup.read_catalog().await?;
+            backup.repository.reload_index().await?;
+            (catalog, at) = backup.choose_cluster_time(backup.read_catalog().await?).await?;
             last = Some(reading);
         }
         Err(Error::internal("a backup without an end"))
@@ -149,8 +162,6 @@ impl Job<'_> {
             When::At(at) => (Some(at), Some(at)),
             When::Now { defined_at } => (None, defined_at),
         };
-        // Now that the backup is announced, what it finds stays.
-        backup.repository.reload_index().await?;
         let (older, known_bits, full_scan) = match backup.older(parent, defined_at, &catalog).await? {
             Ok(mut older) => {
                 let bits = std::mem::take(&mut older.bits);

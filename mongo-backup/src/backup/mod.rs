@@ -4,6 +4,7 @@ mod changes;
 mod collect;
 mod history;
 mod job;
+mod pieces;
 mod regrow;
 mod report;
 mod settings;
@@ -237,6 +238,7 @@ impl BackupPlan<'_> {
         let session = Session::begin(&self.backup.repository, started).await?;
         let report = job::make_snapshot(self, started, &session).await;
         session.end(report.is_err()).await;
+
         report
     }
 }

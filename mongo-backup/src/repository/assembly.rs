@@ -174,7 +174,7 @@ impl Regrowth {
 
     pub(crate) fn take_over_segment(&mut self, entry: TreeEntry) -> Result<()> {
         self.alone += 1;
-        self.tree.add(vec![entry])
+        self.tree.push(entry)
     }
 
     pub(crate) fn take_over_node(&mut self, height: u8, entry: TreeEntry) -> Result<()> {
@@ -182,10 +182,11 @@ impl Regrowth {
         builder.push_node(height, entry, &mut |node| nodes.put(Content::Node, &node))
     }
 
-    /// Cuts documents, which stand back to back.
-    pub(crate) fn cut(&mut self, documents: &[u8]) -> Result<()> {
-        self.cutter.cut_all(documents)?;
-        self.tree.add(std::mem::take(&mut self.cutter.entries))
+    /// Cuts documents, which stand back to back, and counts them.
+    pub(crate) fn cut(&mut self, documents: &[u8]) -> Result<u64> {
+        let count = self.cutter.cut_all(documents)?;
+        self.cutter.entries.drain(..).try_for_each(|entry| self.tree.push(entry))?;
+        Ok(count)
     }
 
     /// What is to be compressed by somebody else: to be called after every cut.
@@ -227,10 +228,12 @@ impl Tree {
     }
 
     fn add(&mut self, entries: Vec<TreeEntry>) -> Result<()> {
-        for entry in entries {
-            self.builder.push(entry, &mut |node| self.nodes.put(Content::Node, &node))?;
-        }
-        Ok(())
+        entries.into_iter().try_for_each(|entry| self.push(entry))
+    }
+
+    fn push(&mut self, entry: TreeEntry) -> Result<()> {
+        let Self { builder, nodes } = self;
+        builder.push(entry, &mut |node| nodes.put(Content::Node, &node))
     }
 
     fn finish(self) -> Result<TreeRoot> {
@@ -340,11 +343,13 @@ impl Cutter {
         }
     }
 
-    fn cut_all(&mut self, documents: &[u8]) -> Result<()> {
+    fn cut_all(&mut self, documents: &[u8]) -> Result<u64> {
+        let mut count = 0;
         for document in documents_of(documents) {
             self.cut(document?)?;
+            count += 1;
         }
-        Ok(())
+        Ok(count)
     }
 }
 

@@ -6,12 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bytes::Bytes;
 use mongo_core::Result;
 
 use super::{
     Repository,
-    segment::{Content, SegmentId},
-    tree::{self, TreeEntry, TreeRoot},
+    segment::SegmentId,
+    tree::{TreeEntry, TreeRoot},
 };
 
 /// Segments that cover the same stretch of a collection on both sides and do not all agree. Either side can be empty.
@@ -128,7 +129,7 @@ impl TreeComparison {
 
 impl Side {
     fn new(repository: &Repository, root: &TreeRoot) -> Result<Self> {
-        let unread = |id: SegmentId| TreeEntry { id, level: 0, documents: 0, bytes: 0, first_id: Vec::new() };
+        let unread = |id: SegmentId| TreeEntry { id, level: 0, documents: 0, bytes: 0, first_id: Bytes::new() };
         // A root does not say how high it is: higher than anything until it is read.
         let pending = root.node_id()?.map(|id| Pending { rank: u16::MAX, entry: unread(id) });
         Ok(Self { repository: repository.clone(), pending: pending.into_iter().collect() })
@@ -137,8 +138,7 @@ impl Side {
     /// Puts a node's children in its place.
     async fn open(&mut self) -> Result<()> {
         let Some(Pending { entry, .. }) = self.pending.pop() else { return Ok(()) };
-        let node = self.repository.read_segments(Content::Node, &[entry.id]).await?;
-        let (height, entries) = tree::decode(node.first().map(|bytes| &bytes[..]).unwrap_or_default())?;
+        let (height, entries) = self.repository.read_node(entry.id).await?;
         self.pending.extend(entries.into_iter().rev().map(|entry| Pending { rank: u16::from(height), entry }));
         Ok(())
     }
@@ -163,6 +163,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::repository::segment::Content;
     use crate::{
         Key,
         archive::MemoryArchive,

@@ -11,6 +11,7 @@
 //! The object's name is the SHA-256 of its bytes, and because of the random ones never comes again. Every backup adds at least one; a reader takes all of them together.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
 };
@@ -76,13 +77,14 @@ pub(crate) struct IndexPayload {
 
 impl Index {
     /// Joins index payloads; `usable` says which packs are really there, `condemned` which will be deleted.
-    pub(crate) fn join<'a>(
-        payloads: impl IntoIterator<Item = &'a IndexPayload>,
+    pub(crate) fn join(
+        payloads: impl IntoIterator<Item: Borrow<IndexPayload>>,
         usable: impl Fn(PackId, u64) -> bool,
         condemned: impl Fn(PackId) -> bool,
     ) -> Self {
         let mut index = Self::default();
         for payload in payloads {
+            let payload = payload.borrow();
             let packs: Vec<Option<u32>> = payload
                 .packs
                 .iter()
@@ -103,6 +105,7 @@ impl Index {
                     u32::try_from(index.blocks.len() - 1).ok()
                 })
                 .collect();
+            index.rows.reserve(payload.rows.len());
             index.rows.extend(payload.rows.iter().filter_map(|row| {
                 let block = blocks.get(row.block as usize).copied().flatten()?;
                 Some(Placed { block, ..*row })

@@ -32,8 +32,10 @@ pub(crate) struct IndexReading {
 }
 
 impl IndexReading {
-    pub(crate) fn join(&self) -> Index {
-        let payloads = self.objects.iter().map(|(_, payload)| payload).chain(&self.unnamed);
+    /// Each payload goes as soon as it is not needed any more: together they are as large as the index.
+    fn into_index(mut self) -> Index {
+        let objects = std::mem::take(&mut self.objects).into_iter().map(|(_, payload)| payload);
+        let payloads = objects.chain(std::mem::take(&mut self.unnamed));
         let usable = |id, size| {
             let there = self.packs.get(&id) == Some(&size);
             if !there {
@@ -54,7 +56,7 @@ impl Repository {
         let reading = self.read_indexes().await?;
         let damaged = reading.damaged.clone();
         // Joining sorts what can be millions of rows.
-        let index = tokio::task::spawn_blocking(move || reading.join()).await?;
+        let index = tokio::task::spawn_blocking(move || reading.into_index()).await?;
         tracing::debug!(segments = index.len(), packs = index.packs().len(), "index read");
         let mut current = self.0.index.write().unwrap_or_else(PoisonError::into_inner);
         if current.0 < number {
@@ -172,8 +174,13 @@ impl Repository {
 
     async fn read_index(&self, name: &ObjectName) -> Result<IndexPayload> {
         let bytes = self.archive().get(name, None).await?;
-        let payload = envelope::open(Magic::INDEX, name, self.config().cipher.as_ref(), &bytes)?;
-        index::decode(&payload).map_err(|error| error.with_context("object", name))
+        let (config, name) = (self.config(), name.clone());
+        // There can be megabytes to hash and decrypt.
+        let decoding = move || {
+            let payload = envelope::open(Magic::INDEX, &name, config.cipher.as_ref(), &bytes)?;
+            index::decode(&payload).map_err(|error| error.with_context("object", name))
+        };
+        tokio::task::spawn_blocking(decoding).await?
     }
 
     /// The directory of a pack, read from its end. That its segments are what they are named as is checked when they are read.

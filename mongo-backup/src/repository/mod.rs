@@ -380,6 +380,6 @@ pub mod fuzzing {
     }
 
     pub fn node(bytes: &[u8]) {
-        let _ = tree::decode(bytes);
+        let _ = tree::decode(&bytes::Bytes::copy_from_slice(bytes));
     }
 }

@@ -345,9 +345,9 @@ fn key_name(id: &KeyId) -> Result<ObjectName> {
 }
 
 const KEYS: &str = "keys/";
-const SEGMENT_MIN: u32 = 8 << 10;
-const SEGMENT_TARGET: u32 = 32 << 10;
-const SEGMENT_MAX: u32 = 128 << 10;
+const SEGMENT_MIN: u32 = 12 << 10;
+const SEGMENT_TARGET: u32 = 24 << 10;
+const SEGMENT_MAX: u32 = 64 << 10;
 const PACK_BYTES: u32 = 16 << 20;
 
 #[cfg(test)]

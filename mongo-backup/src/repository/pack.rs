@@ -76,16 +76,18 @@ pub(crate) struct Placed {
     pub(crate) length: u32,
 }
 
-/// A pack in the making.
+/// A pack in the making. Its name is a hash of all its bytes, which is kept up with them: at the end nobody waits for it.
 #[derive(Debug)]
 pub(crate) struct PackBuilder {
     bytes: Vec<u8>,
     directory: Directory,
+    hash: Sha256,
 }
 
 /// A finished pack.
 #[derive(Debug)]
 pub(crate) struct Pack {
+    pub(crate) id: PackId,
     pub(crate) bytes: Vec<u8>,
     pub(crate) directory: Directory,
 }
@@ -100,7 +102,8 @@ impl PackBuilder {
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&envelope::flags(cipher).to_le_bytes());
         bytes.extend_from_slice(&salt);
-        Ok(Self { bytes, directory: Directory::default() })
+        let hash = Sha256::new_with_prefix(&bytes);
+        Ok(Self { bytes, directory: Directory::default(), hash })
     }
 
     /// Adds a block, as it is to be stored, that holds these segments, each with its length, back to back.
@@ -119,6 +122,7 @@ impl PackBuilder {
             self.bytes.reserve_exact(USUAL);
         }
         self.bytes.extend_from_slice(stored);
+        self.hash.update(stored);
         Ok(())
     }
 
@@ -131,6 +135,7 @@ impl PackBuilder {
     }
 
     pub(crate) fn finish(mut self, cipher: Option<&Cipher>) -> Result<Pack> {
+        let blocks_end = self.bytes.len();
         let mut rows = Vec::with_capacity(self.len() - self.bytes.len());
         let mut segments = self.directory.segments.chunk_by(|a, b| a.block == b.block);
         for block in &self.directory.blocks {
@@ -154,7 +159,8 @@ impl PackBuilder {
         self.bytes.extend_from_slice(&count(self.directory.blocks.len()).to_le_bytes());
         self.bytes.extend_from_slice(&count(self.directory.segments.len()).to_le_bytes());
         self.bytes.extend_from_slice(END);
-        Ok(Pack { bytes: self.bytes, directory: self.directory })
+        self.hash.update(&self.bytes[blocks_end..]);
+        Ok(Pack { id: PackId(self.hash.finalize().into()), bytes: self.bytes, directory: self.directory })
     }
 }
 
@@ -165,12 +171,6 @@ fn too_large() -> Error {
 /// A pack of 64 MiB cannot hold four billion of anything.
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-impl Pack {
-    pub(crate) fn id(&self) -> PackId {
-        PackId(Sha256::digest(&self.bytes).into())
-    }
 }
 
 /// A directory is bound to its pack's header, and so to the random bytes in it.
@@ -301,6 +301,7 @@ mod tests {
             let read = directory(&pack.bytes, cipher.as_ref()).unwrap();
             prop_assert!(directory(&pack.bytes, self::cipher(!sealed).as_ref()).is_err());
             prop_assert_eq!(&read, &pack.directory);
+            pack.id.check(&pack.bytes).unwrap();
             let expected: Vec<&Vec<u8>> = blocks.iter().flatten().collect();
             prop_assert_eq!(read.segments.len(), expected.len());
             for (placed, segment) in read.segments.iter().zip(expected) {

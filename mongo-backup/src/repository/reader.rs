@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use mongo_core::{Error, ErrorKind, Result, transfer::partition::Key};
 
 use super::{
@@ -31,6 +32,11 @@ impl Repository {
         }
     }
 
+    /// Reads a node of a tree: its height and its entries.
+    pub(crate) async fn read_node(&self, node: SegmentId) -> Result<(u8, Vec<TreeEntry>)> {
+        tree::decode(&self.read_segments(Content::Node, &[node]).await?.pop().unwrap_or_default())
+    }
+
     /// The inner error is that something is not where the index says, or not in the index.
     async fn try_read_segments(&self, content: Content, ids: &[SegmentId]) -> Result<Result<Vec<Bytes>>> {
         let mut by_pack: BTreeMap<PackId, Vec<(usize, Location)>> = BTreeMap::new();
@@ -41,32 +47,49 @@ impl Repository {
             };
             by_pack.entry(location.pack).or_default().push((position, location));
         }
-        let mut plain = vec![Bytes::new(); ids.len()];
+        let mut reading = Vec::new();
         for (pack, mut wanted) in by_pack {
-            let object = pack.object()?;
             wanted.sort_unstable_by_key(|(_, location)| (location.block.offset, location.offset));
             for run in runs(&wanted) {
-                // The end is that of whichever reaches furthest: a damaged index can let blocks overlap.
-                let start = u64::from(wanted[run.start].1.block.offset);
-                let end = wanted[run.clone()].iter().map(|(_, location)| location.block.end()).max().unwrap_or(0);
-                let stored = match self.archive().get(&object, Some(start..end)).await {
-                    Ok(stored) => stored,
-                    Err(error) if error.kind() == ErrorKind::NotFound => {
-                        let missing = Error::corrupt("a pack is missing from the archive").with_context("object", &object);
-                        return Ok(Err(missing.with_source(error)));
-                    }
-                    Err(error) => return Err(error),
-                };
-                let locations: Vec<(usize, Location)> = wanted[run].to_vec();
-                let this = self.clone();
-                // Decompressing and hashing are work for a blocking thread, not for the runtime's.
-                let decoded = tokio::task::spawn_blocking(move || this.decode_run(content, &locations, start, &stored)).await??;
-                for (position, bytes) in decoded {
-                    plain[position] = bytes;
-                }
+                reading.push(self.read_run(content, pack, wanted[run].to_vec()));
+            }
+        }
+        let mut plain = vec![Bytes::new(); ids.len()];
+        let mut reading = stream::iter(reading).buffer_unordered(RUNS_AT_ONCE);
+        while let Some(run) = reading.next().await {
+            match run? {
+                Ok(segments) => segments.into_iter().for_each(|(position, bytes)| plain[position] = bytes),
+                Err(missing) => return Ok(Err(missing)),
             }
         }
         Ok(Ok(plain))
+    }
+
+    /// Reads segments that are neighbours in a pack. The inner error is that the pack is not there.
+    async fn read_run(
+        &self,
+        content: Content,
+        pack: PackId,
+        wanted: Vec<(usize, Location)>,
+    ) -> Result<Result<Vec<(usize, Bytes)>>> {
+        let object = pack.object()?;
+        // The end is that of whichever reaches furthest: a damaged index can let blocks overlap.
+        let start = wanted.iter().map(|(_, location)| u64::from(location.block.offset)).min().unwrap_or(0);
+        let end = wanted.iter().map(|(_, location)| location.block.end()).max().unwrap_or(0);
+        let stored = match self.archive().get(&object, Some(start..end)).await {
+            Ok(stored) => stored,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let missing = Error::corrupt("a pack is missing from the archive").with_context("object", &object);
+                return Ok(Err(missing.with_source(error)));
+            }
+            Err(error) => return Err(error),
+        };
+        let this = self.clone();
+        if stored.len() <= WORTH_A_THREAD {
+            return this.decode_run(content, &wanted, start, &stored).map(Ok);
+        }
+        // Decompressing and hashing are work for a blocking thread, not for the runtime's.
+        tokio::task::spawn_blocking(move || this.decode_run(content, &wanted, start, &stored)).await?.map(Ok)
     }
 
     /// The segments of a run of blocks, of which `stored` holds the bytes from `start` on.
@@ -182,8 +205,7 @@ impl TreeWalk {
                 None => return Ok(None),
                 Some(Pending::Segment(entry)) => return Ok(Some(entry)),
                 Some(Pending::Node(id)) => {
-                    let node = self.repository.read_segments(Content::Node, &[id]).await?;
-                    let (height, entries) = tree::decode(node.first().map(|bytes| &bytes[..]).unwrap_or_default())?;
+                    let (height, entries) = self.repository.read_node(id).await?;
                     self.nodes.push(id);
                     let entries = match &self.range {
                         Some(range) => within(entries, range)?,
@@ -236,3 +258,6 @@ fn runs(sorted: &[(usize, Location)]) -> Vec<Range<usize>> {
 }
 
 const GAP: u64 = 64 << 10;
+const RUNS_AT_ONCE: usize = 4;
+/// What takes longer than to wake a thread up.
+const WORTH_A_THREAD: usize = 96 << 10;

@@ -182,7 +182,7 @@ pub(crate) fn is_anchor(hash: u64, bits: u8) -> bool {
 }
 
 /// One boundary in four is an anchor.
-const ANCHOR_BITS: u8 = 2;
+const ANCHOR_BITS: u8 = 3;
 const MAX_MAX: u32 = 16 << 20;
 
 #[cfg(test)]

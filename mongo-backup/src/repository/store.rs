@@ -47,6 +47,7 @@ pub(crate) struct SegmentStore {
     /// Room for blocks that are compressed beside their writers, and what has compressed some.
     compressing: Arc<Semaphore>,
     compressors: Mutex<Vec<Compressor>>,
+    spare_blocks: Mutex<Vec<OpenBlock>>,
     counters: Counters,
 }
 
@@ -126,9 +127,15 @@ impl SegmentStore {
             room: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
             compressing: Arc::new(Semaphore::new(COMPRESSED_AT_ONCE)),
             compressors: Mutex::default(),
+            spare_blocks: Mutex::default(),
             counters: Counters::default(),
         };
         Ok((store, uploader))
+    }
+
+    /// An empty block, in memory that was touched before if there is any.
+    fn spare_block(&self) -> OpenBlock {
+        lock(&self.spare_blocks).pop().unwrap_or_default()
     }
 
     /// Whether this segment is new, and from now on its caller's to store.
@@ -279,7 +286,7 @@ impl BlockWriter {
             open.push(id, plain)?;
             if open.is_full(content) {
                 match &mut self.full {
-                    Some(full) => full.push(std::mem::take(open)),
+                    Some(full) => full.push(std::mem::replace(open, self.store.spare_block())),
                     None => self.store.add(compressor, open)?,
                 }
             }
@@ -326,6 +333,7 @@ impl Compressing {
             let mut compressor = lock(&store.compressors).pop().unwrap_or_default();
             store.add(&mut compressor, &mut block)?;
             lock(&store.compressors).push(compressor);
+            lock(&store.spare_blocks).push(block);
             drop(room);
             Ok(())
         });
@@ -382,15 +390,15 @@ impl Uploader {
 pub(crate) type Written = (PackId, u64, Directory);
 
 async fn write_pack(archive: Arc<dyn ArchiveSink>, pack: Pack, packs: &Mutex<Packs>) -> Result<Written> {
-    let (id, pack) = tokio::task::spawn_blocking(move || (pack.id(), pack)).await?;
-    let bytes = Bytes::from(pack.bytes);
+    let Pack { id, bytes, directory } = pack;
+    let bytes = Bytes::from(bytes);
     put_by_content(&*archive, &id.object()?, bytes.clone()).await?;
     let size = bytes.len() as u64;
     // Memory that was touched before is cheaper than new memory. An archive that keeps the bytes keeps them.
     if let Ok(buffer) = bytes.try_into_mut() {
         lock(packs).spare.push(buffer.into());
     }
-    Ok((id, size, pack.directory))
+    Ok((id, size, directory))
 }
 
 async fn write_index(archive: &dyn ArchiveSink, config: &Config, packs: &[Written]) -> Result<()> {

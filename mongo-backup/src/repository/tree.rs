@@ -10,6 +10,7 @@
 //! entries or 1 MiB of them. So a change in one
 //! document changes one node at each height, and two trees can be compared from the top, skipping equal ids.
 
+use bytes::Bytes;
 use mongo_core::{Error, Result, transfer::leading_id};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +26,7 @@ pub(crate) struct TreeEntry {
     pub(crate) level: u8,
     pub(crate) documents: u64,
     pub(crate) bytes: u64,
-    pub(crate) first_id: Vec<u8>,
+    pub(crate) first_id: Bytes,
 }
 
 impl TreeEntry {
@@ -36,7 +37,7 @@ impl TreeEntry {
             level: segment.level,
             documents: u64::from(segment.documents),
             bytes: segment.plain.len() as u64,
-            first_id: leading_id(segment.plain).unwrap_or_default().to_vec(),
+            first_id: Bytes::copy_from_slice(leading_id(segment.plain).unwrap_or_default()),
         }
     }
 }
@@ -193,15 +194,15 @@ fn encode(height: u8, entries: &[TreeEntry]) -> Vec<u8> {
 }
 
 /// Reads a node: its height and its entries.
-pub(crate) fn decode(mut node: &[u8]) -> Result<(u8, Vec<TreeEntry>)> {
+pub(crate) fn decode(bytes: &Bytes) -> Result<(u8, Vec<TreeEntry>)> {
     let damaged = || Error::corrupt("a tree node is malformed");
-    let (height, rest) = node.split_first().ok_or_else(damaged)?;
+    let (height, rest) = bytes.split_first().ok_or_else(damaged)?;
     let (count, rest) = rest.split_at_checked(4).ok_or_else(damaged)?;
     let count = read_u32(count) as usize;
     if count == 0 || count > MAX_ENTRIES {
         return Err(damaged());
     }
-    node = rest;
+    let mut node = rest;
     let mut entries = Vec::with_capacity(count);
     for _ in 0..count {
         let (fixed, rest) = node.split_first_chunk::<ENTRY>().ok_or_else(damaged)?;
@@ -214,7 +215,8 @@ pub(crate) fn decode(mut node: &[u8]) -> Result<(u8, Vec<TreeEntry>)> {
             level: fixed[32],
             documents: number(33),
             bytes: number(41),
-            first_id: first_id.to_vec(),
+            // Shares the node's memory.
+            first_id: bytes.slice_ref(first_id),
         });
         node = rest;
     }
@@ -243,7 +245,7 @@ mod tests {
         let level = u8::try_from(u64::from_le_bytes(*hash.first_chunk().unwrap()).trailing_zeros()).unwrap() + 4;
         let mut id: [u8; 32] = hash.into();
         id[31] = version;
-        TreeEntry { id: SegmentId(id), level, documents: 3, bytes: 100, first_id: number.to_be_bytes().to_vec() }
+        TreeEntry { id: SegmentId(id), level, documents: 3, bytes: 100, first_id: Bytes::copy_from_slice(&number.to_be_bytes()) }
     }
 
     fn build(entries: &[TreeEntry]) -> (TreeRoot, Store) {
@@ -262,7 +264,7 @@ mod tests {
     }
 
     fn leaves(store: &Store, node: SegmentId, out: &mut Vec<TreeEntry>) {
-        let (height, entries) = decode(&store[&node]).unwrap();
+        let (height, entries) = decode(&store[&node].clone().into()).unwrap();
         if height == 0 {
             out.extend(entries);
         } else {
@@ -301,7 +303,7 @@ mod tests {
     proptest! {
         #[test]
         fn noise_is_no_panic(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&noise);
+            let _ = decode(&noise.into());
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     partition::Key,
     raw::{self, Element},
 };
+use crate::error::Result;
 
 impl Key {
     /// Where this key stands to another in the `_id` index of a collection without a collation.
@@ -32,6 +33,17 @@ impl Key {
             // What cannot be read has no place; the first is as good as any.
             (a, b) => a.cmp(&b),
         }
+    }
+}
+
+/// Where the `_id` of one document stands to that of another, as [`Key::compare`] says it.
+///
+/// # Errors
+/// `CorruptData` for a document that has no `_id`.
+pub(super) fn compare_ids(a: &RawDocument, b: &RawDocument) -> Result<Ordering> {
+    match alike(Some(raw::id_of(a)?), Some(raw::id_of(b)?)) {
+        Some(order) => Ok(order),
+        None => Ok(Key::of(a)?.compare(&Key::of(b)?)),
     }
 }
 

@@ -1,8 +1,11 @@
 //! Reading many small ranges of a collection at once.
 
+use std::cmp::Ordering;
+
 use mongodb::bson::{RawArrayBuf, RawBsonRef, RawDocumentBuf, cstr, rawdoc};
 
 use super::{
+    order::compare_ids,
     partition::{Key, KeyRange},
     raw,
     scan::ScanSource,
@@ -59,27 +62,28 @@ impl ScanSource {
         command.append(cstr!("hint"), rawdoc! { "_id": 1 });
         command.append(cstr!("batchSize"), BATCH_DOCUMENTS);
         let mut cursor = self.open(command).await?;
-        let mut read = vec![Vec::new(); filters.len()];
+        let mut read: Vec<Vec<u8>> = filters.iter().map(|_| Vec::with_capacity(USUAL_BYTES)).collect();
         let mut at = 0;
         let mut last: Option<Key> = None;
         while let Some(batch) = cursor.next().await? {
+            let mut before = last.as_ref().map(Key::as_document);
             for document in raw::documents_in(batch.doc_slices()?)? {
                 let document = document?;
                 // One range comes after the other, and each in the order of the index; asking for that order would make the server merge what
                 // needs no merging. Should it ever be otherwise, that is an error.
-                let key = Key::of(document)?;
                 while let Some(upper) = filters.get(at).and_then(|(position, _)| ranges[*position].upper.as_ref())
-                    && key.compare(upper).is_ge()
+                    && compare_ids(document, upper.as_document())?.is_ge()
                 {
                     at += 1;
                 }
-                let is_behind = last.as_ref().is_none_or(|last| last.compare(&key).is_lt());
+                let is_behind = before.map_or(Ok(true), |before| compare_ids(before, document).map(Ordering::is_lt))?;
                 match read.get_mut(at).filter(|_| is_behind) {
                     Some(documents) => documents.extend_from_slice(document.as_bytes()),
                     None => return Err(Error::internal("the server sent documents in an order that was not expected")),
                 }
-                last = Some(key);
+                before = Some(document);
             }
+            last = before.map(Key::of).transpose()?;
         }
         Ok(read)
     }
@@ -107,5 +111,7 @@ impl KeyRange {
     }
 }
 
+/// What most ranges hold.
+const USUAL_BYTES: usize = 20 << 10;
 /// A reply holds 16 MiB at most.
 const BATCH_DOCUMENTS: i32 = 100_000;
