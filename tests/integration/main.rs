@@ -31,6 +31,7 @@ mod golden;
 mod incremental;
 mod interchange;
 mod kill;
+mod monitor;
 mod object_store;
 mod point_in_time;
 mod prune;

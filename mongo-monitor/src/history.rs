@@ -1,0 +1,212 @@
+//! What readings were over a while, and the rates of counters, which know when a process began anew.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use crate::{
+    metric::{Kind, Metric},
+    reading::{Epoch, Sample},
+};
+
+/// The readings of one member over a while.
+///
+/// Memory: 24 bytes for each reading that is kept. What was not read for the whole while is forgotten.
+#[derive(Debug)]
+pub struct History {
+    keep: Duration,
+    series: HashMap<Key, VecDeque<Point>>,
+    /// The run of the process that was seen last, and how many there were before.
+    run: (Option<Epoch>, u32),
+    newest: Duration,
+}
+
+type Key = (&'static str, Vec<String>);
+
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    at: Duration,
+    value: f64,
+    run: u32,
+}
+
+/// What a metric was over a while.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The smallest reading.
+    pub min: f64,
+    /// The largest reading.
+    pub max: f64,
+    /// The mean of the readings.
+    pub mean: f64,
+    /// The newest reading.
+    pub last: f64,
+    /// How many there were.
+    pub readings: usize,
+    /// Of a counter, by how much it grew in a second, over the time in which that is known: not over a restart, and not where it was reset.
+    /// `None` for others, and before there are two readings of one run.
+    pub rate: Option<f64>,
+    /// Whether a part of the while is missing from the rate, because the process began anew or the counter was reset.
+    pub has_gap: bool,
+}
+
+impl History {
+    /// One that keeps readings for this long.
+    pub fn new(keep: Duration) -> Self {
+        Self { keep, series: HashMap::new(), run: (None, 0), newest: Duration::ZERO }
+    }
+
+    /// Takes a sample in. One that is not newer than the last, as by a late answer, is left out.
+    pub fn record(&mut self, sample: &Sample) {
+        if let Some(epoch) = sample.epoch {
+            if self.run.0.is_some_and(|before| !before.is_same(&epoch)) {
+                self.run.1 += 1;
+            }
+            self.run.0 = Some(epoch);
+        }
+        self.newest = self.newest.max(sample.at);
+        for reading in &sample.readings {
+            let points = self.series.entry((reading.metric.name, reading.labels.clone())).or_default();
+            if points.back().is_none_or(|last| last.at < sample.at) {
+                points.push_back(Point { at: sample.at, value: reading.as_number(), run: self.run.1 });
+            }
+        }
+        let oldest = self.newest.saturating_sub(self.keep);
+        self.series.retain(|_, points| {
+            while points.front().is_some_and(|point| point.at < oldest) {
+                points.pop_front();
+            }
+            !points.is_empty()
+        });
+    }
+
+    /// What a metric was over the newest while of a length; `labels` are the values of its labels in their order.
+    ///
+    /// `None` if it was not read in it.
+    pub fn summary(&self, metric: &Metric, labels: &[&str], last: Duration) -> Option<Summary> {
+        let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+        let points = self.series.get(&(metric.name, labels))?;
+        let from = self.newest.saturating_sub(last);
+        let within: Vec<Point> = points.iter().copied().filter(|point| point.at >= from).collect();
+        let newest = within.last()?;
+        let values = || within.iter().map(|point| point.value);
+        let mut summary = Summary {
+            min: values().fold(f64::INFINITY, f64::min),
+            max: values().fold(f64::NEG_INFINITY, f64::max),
+            #[expect(clippy::cast_precision_loss, reason = "some thousands of readings")]
+            mean: values().sum::<f64>() / within.len() as f64,
+            last: newest.value,
+            readings: within.len(),
+            rate: None,
+            has_gap: false,
+        };
+        if matches!(metric.kind, Kind::Counter | Kind::Histogram) {
+            let (mut grown, mut known) = (0.0, Duration::ZERO);
+            for pair in within.windows(2) {
+                let [before, now] = pair else { continue };
+                // A counter that is smaller than it was, was reset: without its having said so when there is no epoch.
+                if before.run != now.run || now.value < before.value {
+                    summary.has_gap = true;
+                    continue;
+                }
+                grown += now.value - before.value;
+                known += now.at.saturating_sub(before.at);
+            }
+            summary.rate = (!known.is_zero()).then(|| grown / known.as_secs_f64());
+        }
+        Some(summary)
+    }
+
+    /// How many series there are.
+    pub fn len(&self) -> usize {
+        self.series.len()
+    }
+
+    /// Whether nothing was read.
+    pub fn is_empty(&self) -> bool {
+        self.series.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mongo_core::bson::DateTime;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{reading::Reading, table::metric};
+
+    fn sample(seconds: u64, pid: i64, requests: f64) -> Sample {
+        let metric = metric("mongodb_network_requests_total").unwrap();
+        Sample {
+            taken: DateTime::from_millis(0),
+            at: Duration::from_secs(seconds),
+            epoch: Some(Epoch { pid, started: DateTime::from_millis(pid * 1_000_000) }),
+            readings: vec![Reading::number(metric, Vec::new(), requests)],
+        }
+    }
+
+    fn rate(history: &History, last: u64) -> Option<Summary> {
+        history.summary(metric("mongodb_network_requests_total").unwrap(), &[], Duration::from_secs(last))
+    }
+
+    #[test]
+    fn a_restart_is_a_gap_and_no_negative_rate() {
+        let mut history = History::new(Duration::from_secs(100));
+        for (seconds, pid, requests) in [(0, 1, 1000.0), (10, 1, 1100.0), (20, 2, 5.0), (30, 2, 105.0)] {
+            history.record(&sample(seconds, pid, requests));
+        }
+        let summary = rate(&history, 100).unwrap();
+        assert_eq!((summary.rate, summary.has_gap, summary.last), (Some(10.0), true, 105.0));
+        assert_eq!(rate(&history, 10).unwrap().rate, Some(10.0));
+        assert_eq!(rate(&history, 5).unwrap().rate, None, "one reading has no rate");
+    }
+
+    #[test]
+    fn a_process_that_began_anew_and_counted_further_is_noticed_too() {
+        let mut history = History::new(Duration::from_secs(100));
+        history.record(&sample(0, 1, 10.0));
+        history.record(&sample(10, 2, 500.0));
+        let summary = rate(&history, 100).unwrap();
+        assert_eq!((summary.rate, summary.has_gap), (None, true));
+    }
+
+    #[test]
+    fn old_readings_and_series_that_ended_are_forgotten() {
+        let mut history = History::new(Duration::from_secs(30));
+        (0..10).for_each(|second| history.record(&sample(second, 1, 0.0)));
+        let mut other = sample(60, 1, 0.0);
+        other.readings[0].metric = metric("mongodb_ttl_passes_total").unwrap();
+        history.record(&other);
+        assert_eq!(history.len(), 1);
+        assert!(rate(&history, 100).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_rate_is_negative_or_larger_than_the_fastest_second(
+            steps in proptest::collection::vec((1..20_u64, 0..1000_u32, any::<bool>()), 1..50),
+        ) {
+            let mut history = History::new(Duration::from_secs(10_000));
+            let (mut at, mut count, mut pid, mut fastest) = (0, 0.0, 1, 0.0_f64);
+            for (seconds, more, restarts) in steps {
+                at += seconds;
+                if restarts {
+                    (pid, count) = (pid + 1, 0.0);
+                } else {
+                    fastest = fastest.max(f64::from(more) / seconds as f64);
+                }
+                count += f64::from(more);
+                history.record(&sample(at, pid, count));
+            }
+            let summary = rate(&history, 10_000).unwrap();
+            if let Some(rate) = summary.rate {
+                prop_assert!(rate >= 0.0 && rate <= fastest * (1.0 + 1e-9), "{rate} {fastest}");
+            }
+        }
+    }
+}

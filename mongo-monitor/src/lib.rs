@@ -1,0 +1,18 @@
+#![doc = include_str!("../README.md")]
+
+mod collector;
+mod history;
+mod metric;
+mod monitor;
+mod open_metrics;
+mod reading;
+mod replica_set;
+mod server_status;
+mod table;
+
+pub use history::{History, Summary};
+pub use metric::{Kind, Metric, Unit};
+pub use monitor::{CollectorView, MemberView, Monitor, MonitorSettings, View};
+pub use open_metrics::OPEN_METRICS_CONTENT_TYPE;
+pub use reading::{Epoch, HistogramValue, Reading, Sample, Value};
+pub use table::METRICS;

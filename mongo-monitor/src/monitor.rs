@@ -1,0 +1,446 @@
+//! The monitor: it samples every member in the background and shows what was read last, with its age.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use mongo_core::{
+    CancellationToken, ConnectOptions, Error, ErrorKind, Result,
+    bson::{Bson, DateTime, doc},
+    clock::{Clock, SystemClock},
+    mongodb::{
+        Client,
+        options::{ClientOptions, ReadPreference, SelectionCriteria, ServerAddress},
+    },
+};
+use serde::{Deserialize, Serialize};
+use tokio::{task::JoinSet, time::MissedTickBehavior};
+
+use crate::{
+    collector::Collector,
+    history::{History, Summary},
+    metric::Metric,
+    reading::{Reading, Sample},
+    table::metric,
+};
+
+/// How a monitor samples.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct MonitorSettings {
+    /// How often each member is sampled. Default 10 s.
+    pub interval: Duration,
+    /// How long one reading may take; a member that does not answer for so long holds up nothing else. Default 5 s.
+    pub deadline: Duration,
+    /// How long readings are kept for [`Monitor::summary`]. Default one hour.
+    pub keep: Duration,
+}
+
+impl Default for MonitorSettings {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(10), deadline: Duration::from_secs(5), keep: Duration::from_secs(3600) }
+    }
+}
+
+impl MonitorSettings {
+    fn check(&self) -> Result<()> {
+        if self.interval.is_zero() || self.deadline.is_zero() {
+            return Err(Error::invalid("a monitor's interval and deadline must be longer than nothing"));
+        }
+        Ok(())
+    }
+
+    /// What is older than this is no longer shown as if it were so now.
+    fn stale_after(&self) -> Duration {
+        self.interval * 3 + self.deadline
+    }
+}
+
+/// Samples every member of a deployment in the background.
+///
+/// Each member, hidden ones and arbiters included, is asked through a direct connection of its own, by collectors that do not wait for each other.
+/// Connections are named `mongo-monitor`, unless the options name them.
+///
+/// Privileges: the role `clusterMonitor`, and `read` on the database `local` for the oplog. What may not be read is absent, and is
+/// said once in the log and in [`MemberView::collectors`].
+///
+/// ```no_run
+/// # async fn f() -> mongo_core::Result<()> {
+/// use mongo_core::ConnectOptions;
+/// use mongo_monitor::Monitor;
+///
+/// let monitor = Monitor::start(ConnectOptions::from_env()?, Default::default()).await?;
+/// monitor.sampled().await;
+/// println!("{}", monitor.view().to_open_metrics());
+/// monitor.stop().await;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Monitor {
+    shared: Arc<Shared>,
+    /// Looks for members, and has the tasks of each.
+    watching: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    options: ClientOptions,
+    settings: MonitorSettings,
+    clock: Arc<dyn Clock>,
+    members: RwLock<BTreeMap<String, Arc<Member>>>,
+    stop: CancellationToken,
+    /// Counts what was read, for who waits for it.
+    rounds: tokio::sync::watch::Sender<u64>,
+}
+
+/// One member.
+struct Member {
+    host: String,
+    client: Client,
+    slots: BTreeMap<Collector, Mutex<Slot>>,
+    history: Mutex<History>,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// What a collector has read of a member.
+#[derive(Debug, Default)]
+struct Slot {
+    sample: Option<Sample>,
+    took: Option<Duration>,
+    failure: Option<String>,
+    attempts: u64,
+}
+
+/// All that was read last, of all members.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct View {
+    /// When it was put together.
+    pub at: DateTime,
+    /// The members, by host.
+    pub members: Vec<MemberView>,
+}
+
+/// What was read last of a member.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct MemberView {
+    /// Its host and port.
+    pub host: String,
+    /// How its collectors fare.
+    pub collectors: Vec<CollectorView>,
+    /// What was read, in the order of the table. What is older than three intervals is left out.
+    #[serde(serialize_with = "crate::reading::with_labels")]
+    pub readings: Vec<Reading>,
+}
+
+/// How a collector fares.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CollectorView {
+    /// Its name: `up`, `server_status` or `replica_set`.
+    pub name: String,
+    /// How old what it has read is, in seconds. `None` before the first time.
+    pub age_seconds: Option<f64>,
+    /// How long it took, in seconds.
+    pub took_seconds: Option<f64>,
+    /// Why it could not read last time, or not all.
+    pub failure: Option<String>,
+}
+
+impl MemberView {
+    /// The readings of a metric.
+    pub fn readings_of<'a>(&'a self, metric: &'a Metric) -> impl Iterator<Item = &'a Reading> + 'a {
+        self.readings.iter().filter(move |reading| reading.metric == metric)
+    }
+
+    /// The number of a metric with these values of labels, in their order.
+    pub fn number(&self, name: &str, labels: &[&str]) -> Option<f64> {
+        let found = self.readings.iter().find(|reading| reading.metric.name == name && reading.labels.iter().eq(labels.iter()));
+        found.map(Reading::as_number)
+    }
+}
+
+impl Monitor {
+    /// Begins to sample. Members that are down are no error: they are shown as such.
+    ///
+    /// # Errors
+    /// `InvalidInput` for settings without sense, and for options that the driver refuses.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing running.
+    pub async fn start(options: ConnectOptions, settings: MonitorSettings) -> Result<Self> {
+        Self::start_with_clock(options, settings, Arc::new(SystemClock::new())).await
+    }
+
+    /// The same, by another clock. Waiting is done by tokio's.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    /// As [`start`](Self::start).
+    pub async fn start_with_clock(options: ConnectOptions, settings: MonitorSettings, clock: Arc<dyn Clock>) -> Result<Self> {
+        settings.check()?;
+        let mut options = options.to_client_options().await?;
+        if options.app_name.as_deref().is_none_or(|name| name == "mongo-core") {
+            options.app_name = Some("mongo-monitor".to_owned());
+        }
+        options.server_selection_timeout = Some(settings.deadline);
+        options.connect_timeout = Some(settings.deadline);
+        let client = Client::with_options(options.clone()).map_err(Error::from)?;
+        let shared = Arc::new(Shared {
+            client,
+            options,
+            settings,
+            clock,
+            members: RwLock::default(),
+            stop: CancellationToken::new(),
+            rounds: tokio::sync::watch::Sender::new(0),
+        });
+        let watching = tokio::spawn(Arc::clone(&shared).watch());
+        Ok(Self { shared, watching })
+    }
+
+    /// Waits until every member that is known has been asked once by every collector.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does nothing.
+    pub async fn sampled(&self) {
+        let mut rounds = self.shared.rounds.subscribe();
+        loop {
+            rounds.mark_unchanged();
+            let members = self.shared.members();
+            let all_asked = members.iter().all(|member| member.slots.values().all(|slot| lock(slot).attempts > 0));
+            if !members.is_empty() && all_asked || rounds.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What was read last. Asks nobody: it takes as long as copying it.
+    pub fn view(&self) -> View {
+        let now = self.shared.clock.monotonic();
+        let members = self.shared.members().iter().map(|member| member.view(now, self.shared.settings.stale_after())).collect();
+        View { at: DateTime::from_system_time(self.shared.clock.wall()), members }
+    }
+
+    /// What a metric of a member was over the newest while; `labels` are the values of its labels in their order.
+    ///
+    /// `None` for a member or a metric that is not known, and if it was not read in that while.
+    pub fn summary(&self, host: &str, name: &str, labels: &[&str], last: Duration) -> Option<Summary> {
+        let members = self.shared.members.read().unwrap_or_else(PoisonError::into_inner);
+        lock(&members.get(host)?.history).summary(metric(name)?, labels, last)
+    }
+
+    /// Stops, and closes all connections.
+    pub async fn stop(self) {
+        self.shared.stop.cancel();
+        if let Err(error) = self.watching.await {
+            tracing::error!(%error, "a monitor ended otherwise than by being stopped");
+        }
+        self.shared.client.clone().shutdown().immediate(true).await;
+    }
+}
+
+impl Shared {
+    fn members(&self) -> Vec<Arc<Member>> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Looks who is there, now and then, and has everybody sampled.
+    async fn watch(self: Arc<Self>) {
+        let mut sampling = JoinSet::new();
+        let mut ticks = tokio::time::interval(self.settings.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            let found = tokio::select! {
+                () = self.stop.cancelled() => break,
+                found = tokio::time::timeout(self.settings.deadline, self.find_members()) => found,
+            };
+            let hosts = match found.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer in time"))) {
+                Ok(hosts) => hosts,
+                Err(error) => {
+                    tracing::debug!(error = %error.report(), "the members cannot be asked for");
+                    // Somebody is asked who is known from the beginning, and found to be down.
+                    match self.members().is_empty() {
+                        true => self.options.hosts.iter().map(ToString::to_string).collect(),
+                        false => continue,
+                    }
+                }
+            };
+            self.take_up(hosts, &mut sampling);
+            while sampling.try_join_next().is_some() {}
+        }
+        for member in self.members() {
+            member.stop.cancel();
+        }
+        while sampling.join_next().await.is_some() {}
+    }
+
+    /// The members of the deployment, as it tells them.
+    async fn find_members(&self) -> Result<BTreeSet<String>> {
+        let seeds = || self.options.hosts.iter().map(ToString::to_string).collect();
+        if self.options.direct_connection == Some(true) {
+            return Ok(seeds());
+        }
+        let admin = self.client.database("admin");
+        let nearest = SelectionCriteria::ReadPreference(ReadPreference::Nearest { options: Default::default() });
+        let hello = admin.run_command(doc! { "hello": 1 }).selection_criteria(nearest.clone()).await?;
+        if !hello.contains_key("setName") {
+            return Ok(seeds());
+        }
+        let mut hosts: BTreeSet<String> = BTreeSet::new();
+        for list in ["hosts", "passives", "arbiters"] {
+            hosts.extend(hello.get_array(list).into_iter().flatten().filter_map(Bson::as_str).map(str::to_owned));
+        }
+        // Hidden members only those see who may see the status.
+        if let Ok(status) = admin.run_command(doc! { "replSetGetStatus": 1 }).selection_criteria(nearest).await {
+            let members = status.get_array("members").into_iter().flatten().filter_map(Bson::as_document);
+            hosts.extend(members.filter_map(|member| member.get_str("name").ok()).map(str::to_owned));
+        }
+        Ok(hosts)
+    }
+
+    /// Begins to sample who is new, and no longer samples who is gone.
+    fn take_up(self: &Arc<Self>, hosts: BTreeSet<String>, sampling: &mut JoinSet<()>) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|host, member| {
+            let stays = hosts.contains(host);
+            if !stays {
+                member.stop.cancel();
+            }
+            stays
+        });
+        for host in hosts {
+            if members.contains_key(&host) {
+                continue;
+            }
+            let member = match self.member(&host) {
+                Ok(member) => Arc::new(member),
+                Err(error) => {
+                    tracing::warn!(host, error = %error.report(), "a member cannot be sampled");
+                    continue;
+                }
+            };
+            for collector in Collector::ALL {
+                sampling.spawn(Arc::clone(self).sample(Arc::clone(&member), collector));
+            }
+            members.insert(host, member);
+        }
+    }
+
+    fn member(&self, host: &str) -> Result<Member> {
+        let mut options = self.options.clone();
+        options.hosts = vec![ServerAddress::parse(host)?];
+        options.direct_connection = Some(true);
+        options.load_balanced = None;
+        options.repl_set_name = None;
+        options.min_pool_size = None;
+        // One for each collector: none waits for another's connection.
+        options.max_pool_size = u32::try_from(Collector::ALL.len()).ok();
+        let client = Client::with_options(options).map_err(Error::from)?;
+        Ok(Member {
+            host: host.to_owned(),
+            client,
+            slots: Collector::ALL.into_iter().map(|collector| (collector, Mutex::default())).collect(),
+            history: Mutex::new(History::new(self.settings.keep)),
+            stop: self.stop.child_token(),
+        })
+    }
+
+    /// Has a collector read a member, again and again.
+    async fn sample(self: Arc<Self>, member: Arc<Member>, collector: Collector) {
+        let mut ticks = tokio::time::interval(self.settings.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = member.stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            let begun = self.clock.monotonic();
+            let deadline = collector.deadline(&self.settings);
+            let collected = tokio::select! {
+                () = member.stop.cancelled() => return,
+                collected = tokio::time::timeout(deadline, collector.collect(&member.client)) => collected,
+            };
+            let now = self.clock.monotonic();
+            let took = now.saturating_sub(begun);
+            let (epoch, readings, failure) = match collected {
+                Ok(Ok(collected)) => (collected.epoch, Some(collected.readings), collected.lacking),
+                Ok(Err(error)) if error.kind() == ErrorKind::Unauthorized => {
+                    (None, None, Some(format!("not allowed, the role clusterMonitor would be enough: {}", error.report())))
+                }
+                Ok(Err(error)) => (None, None, Some(error.report())),
+                Err(_) => (None, None, Some(format!("no answer within {deadline:?}"))),
+            };
+            let has_answered = readings.is_some();
+            let readings = readings.unwrap_or_else(|| collector.without_answer());
+            let taken = DateTime::from_system_time(self.clock.wall());
+            let sample = Sample { taken, at: now, epoch, readings };
+            member.take(collector, sample, has_answered, took, failure);
+            self.rounds.send_modify(|rounds| *rounds += 1);
+        }
+    }
+}
+
+impl Member {
+    fn take(&self, collector: Collector, sample: Sample, has_answered: bool, took: Duration, failure: Option<String>) {
+        let Some(slot) = self.slots.get(&collector) else { return };
+        let mut slot = lock(slot);
+        // What goes on failing is said once.
+        if let Some(failure) = failure.as_ref().filter(|failure| slot.failure.as_ref() != Some(failure)) {
+            tracing::warn!(host = self.host, %collector, failure, "a member cannot be read, or not all of it");
+        }
+        slot.attempts += 1;
+        slot.failure = failure;
+        slot.took = Some(took);
+        if has_answered || !sample.readings.is_empty() {
+            lock(&self.history).record(&sample);
+            slot.sample = Some(sample);
+        }
+    }
+
+    fn view(&self, now: Duration, stale_after: Duration) -> MemberView {
+        let mut view = MemberView { host: self.host.clone(), collectors: Vec::new(), readings: Vec::new() };
+        for (collector, slot) in &self.slots {
+            let slot = lock(slot);
+            let age = slot.sample.as_ref().map(|sample| now.saturating_sub(sample.at));
+            if let Some(sample) = slot.sample.as_ref().filter(|_| age.is_some_and(|age| age <= stale_after)) {
+                view.readings.extend(sample.readings.iter().cloned());
+            }
+            let ours = [("mongodb_monitor_snapshot_age_seconds", age), ("mongodb_monitor_collect_duration_seconds", slot.took)];
+            for (name, value) in ours {
+                if let (Some(metric), Some(value)) = (metric(name), value) {
+                    view.readings.push(Reading::number(metric, vec![collector.to_string()], value.as_secs_f64()));
+                }
+            }
+            view.collectors.push(CollectorView {
+                name: collector.to_string(),
+                age_seconds: age.map(|age| age.as_secs_f64()),
+                took_seconds: slot.took.map(|took| took.as_secs_f64()),
+                failure: slot.failure.clone(),
+            });
+        }
+        view
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,259 @@
+//! Reading `serverStatus` by the table.
+//!
+//! A field that a version does not have, or has as something else than a number, is passed over.
+
+use mongo_core::bson::{Bson, DateTime, Document, RawDocumentBuf, rawdoc};
+
+use crate::{
+    metric::{Field, Metric, Source},
+    reading::{Epoch, HistogramValue, Reading, Value},
+    table::{METRICS, metric},
+};
+
+/// The command. What no metric is made of and what is dear to put together is left out.
+pub(crate) fn command() -> RawDocumentBuf {
+    rawdoc! {
+        "serverStatus": 1,
+        "opLatencies": { "histograms": true },
+        "defaultRWConcern": 0,
+        "indexStats": 0,
+        "mirroredReads": 0,
+        "readConcernCounters": 0,
+        "security": 0,
+        "sharding": 0,
+        "tenantMigrations": 0,
+        "transportSecurity": 0,
+    }
+}
+
+/// What an answer says.
+pub(crate) fn read(status: &Document) -> (Option<Epoch>, Vec<Reading>) {
+    let mut readings = Vec::new();
+    for metric in METRICS {
+        match &metric.source {
+            Source::ServerStatus(fields) => read_fields(metric, fields, status, &mut readings),
+            Source::Latencies => read_latencies(metric, status, &mut readings),
+            Source::WorkedOut(_) => {}
+        }
+    }
+    let epoch = epoch(status);
+    if let (Some(epoch), Some(started)) = (epoch, metric("mongodb_process_start_time_seconds")) {
+        readings.push(Reading::number(started, Vec::new(), epoch.started.timestamp_millis() as f64 / 1e3));
+    }
+    readings.extend(instance(status));
+    (epoch, readings)
+}
+
+fn epoch(status: &Document) -> Option<Epoch> {
+    let uptime = number(status.get("uptimeMillis")?)?;
+    let now = status.get_datetime("localTime").ok()?.timestamp_millis();
+    #[expect(clippy::cast_possible_truncation, reason = "milliseconds of an uptime")]
+    let started = DateTime::from_millis((now - uptime as i64).div_euclid(1000) * 1000);
+    #[expect(clippy::cast_possible_truncation, reason = "a process id")]
+    let pid = number(status.get("pid")?)? as i64;
+    Some(Epoch { pid, started })
+}
+
+fn instance(status: &Document) -> Option<Reading> {
+    let text = |path: &str| {
+        let mut found = String::new();
+        find(status, path, &mut Vec::new(), &mut |_, value| {
+            if let Bson::String(text) = value {
+                text.clone_into(&mut found);
+            }
+        });
+        found
+    };
+    let labels = ["version", "storageEngine.name", "process", "repl.setName"].into_iter().map(text).collect();
+    Some(Reading::number(metric("mongodb_instance_info")?, labels, 1.0))
+}
+
+fn read_fields(metric: &'static Metric, fields: &[Field], status: &Document, readings: &mut Vec<Reading>) {
+    let first = readings.len();
+    for field in fields {
+        find(status, field.path, &mut Vec::new(), &mut |captured, value| {
+            let is_wanted = field.only.is_empty() || captured.iter().all(|name| field.only.contains(name));
+            let Some(value) = number(value).filter(|_| is_wanted) else { return };
+            let labels: Vec<String> = field.labels.iter().chain(captured).map(|label| (*label).to_owned()).collect();
+            // Where versions keep a number in different places, the newest comes first.
+            if !readings[first..].iter().any(|reading| reading.labels == labels) {
+                readings.push(Reading::number(metric, labels, value * field.scale));
+            }
+        });
+    }
+}
+
+/// Gives what stands at a path, with the names that stand in place of `*`.
+fn find<'a>(document: &'a Document, path: &str, captured: &mut Vec<&'a str>, found: &mut dyn FnMut(&[&'a str], &'a Bson)) {
+    let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
+    if name == "*" {
+        for (name, value) in document {
+            captured.push(name);
+            go_on(value, rest, captured, found);
+            captured.pop();
+        }
+    } else if let Some(value) = document.get(name) {
+        go_on(value, rest, captured, found);
+    }
+}
+
+fn go_on<'a>(value: &'a Bson, rest: Option<&str>, captured: &mut Vec<&'a str>, found: &mut dyn FnMut(&[&'a str], &'a Bson)) {
+    match (rest, value) {
+        (None, value) => found(captured, value),
+        (Some(rest), Bson::Document(document)) => find(document, rest, captured, found),
+        _ => {}
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counters whose last digits do not matter")]
+fn number(value: &Bson) -> Option<f64> {
+    match value {
+        Bson::Int32(number) => Some(f64::from(*number)),
+        Bson::Int64(number) => Some(*number as f64),
+        Bson::Double(number) => Some(*number).filter(|number| number.is_finite()),
+        Bson::Boolean(is) => Some(f64::from(u8::from(*is))),
+        _ => None,
+    }
+}
+
+/// The server counts in buckets each of which begins where the one before ends, and leaves out those that are empty. Its bounds are the powers of
+/// two, and from two milliseconds on others between them (`OperationLatencyHistogram` of the server); those kept here are among them in every version.
+fn read_latencies(metric: &'static Metric, status: &Document, readings: &mut Vec<Reading>) {
+    let Ok(latencies) = status.get_document("opLatencies") else { return };
+    for class in ["reads", "writes", "commands", "transactions"] {
+        let Ok(latency) = latencies.get_document(class) else { continue };
+        let field = |name: &str| latency.get(name).and_then(number);
+        let (Some(micros), Some(count)) = (field("latency"), field("ops")) else { continue };
+        let mut buckets: Vec<(f64, u64)> = BOUNDS_MICROS.iter().map(|bound| (*bound / 1e6, 0)).collect();
+        let Ok(counted) = latency.get_array("histogram") else { continue };
+        for bucket in counted.iter().filter_map(Bson::as_document) {
+            let field = |name: &str| bucket.get(name).and_then(number);
+            let (Some(begins), Some(count)) = (field("micros"), field("count")) else { continue };
+            let within = buckets.iter_mut().zip(BOUNDS_MICROS).filter(|(_, bound)| begins < **bound);
+            within.for_each(|((_, below), _)| *below += whole(count));
+        }
+        let value = Value::Histogram(HistogramValue { buckets, count: whole(count), sum: micros / 1e6 });
+        readings.push(Reading { metric, labels: vec![class.to_owned()], value });
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count, of which the server never sends a negative one"
+)]
+fn whole(count: f64) -> u64 {
+    count.max(0.0) as u64
+}
+
+const BOUNDS_MICROS: &[f64] = &[
+    128.0,
+    256.0,
+    512.0,
+    1024.0,
+    2048.0,
+    4096.0,
+    8192.0,
+    16_384.0,
+    32_768.0,
+    65_536.0,
+    131_072.0,
+    262_144.0,
+    524_288.0,
+    1_048_576.0,
+    2_097_152.0,
+    4_194_304.0,
+    8_388_608.0,
+    16_777_216.0,
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Answers of real servers, as they came.
+    fn fixture(version: &str) -> Document {
+        let text =
+            std::fs::read_to_string(format!("{}/fixtures/server_status_{version}.json", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        match Bson::try_from(value).unwrap() {
+            Bson::Document(document) => document,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn value(readings: &[Reading], name: &str, labels: &[&str]) -> Option<f64> {
+        let found = readings.iter().find(|reading| reading.metric.name == name && reading.labels.iter().eq(labels.iter()));
+        found.map(Reading::as_number)
+    }
+
+    #[test]
+    fn every_version_gives_the_metrics_that_all_have() {
+        for version in ["4.4", "5.0", "6.0"] {
+            let (epoch, readings) = read(&fixture(version));
+            assert!(epoch.is_some(), "{version}");
+            let has: BTreeSet<&str> = readings.iter().map(|reading| reading.metric.name).collect();
+            let newer = [
+                "mongodb_connections_queued_for_establishment",
+                "mongodb_connection_establishment_rate_limit_total",
+                "mongodb_connections_rejected_total",
+                "mongodb_ticket_queue_length",
+                "mongodb_ticket_queue_seconds_total",
+            ];
+            let rare = ["mongodb_lock_deadlocks_total"];
+            for metric in METRICS {
+                let is_due = match &metric.source {
+                    Source::WorkedOut(from) => from.starts_with("serverStatus"),
+                    _ => !newer.contains(&metric.name) && !rare.contains(&metric.name),
+                };
+                assert_eq!(has.contains(metric.name), is_due, "{version}: {}", metric.name);
+            }
+            // No series stands there twice.
+            let series: BTreeSet<_> = readings.iter().map(|reading| (reading.metric.name, &reading.labels)).collect();
+            assert_eq!(series.len(), readings.len(), "{version}");
+        }
+    }
+
+    #[test]
+    fn numbers_come_in_base_units_from_the_newest_place() {
+        let status = bson_doc();
+        let (epoch, readings) = read(&status);
+        assert_eq!(epoch.map(|epoch| (epoch.pid, epoch.started)), Some((77, DateTime::from_millis(1_000_000_000))));
+        assert_eq!(value(&readings, "mongodb_uptime_seconds", &[]), Some(2.5));
+        assert_eq!(value(&readings, "mongodb_memory_bytes", &["resident"]), Some(2_097_152.0));
+        assert_eq!(value(&readings, "mongodb_tickets", &["read", "out"]), Some(5.0));
+        assert_eq!(value(&readings, "mongodb_lock_wait_seconds_total", &["Global", "r"]), Some(1.5));
+        assert_eq!(value(&readings, "mongodb_flow_control_lagged", &[]), Some(1.0));
+        assert_eq!(value(&readings, "mongodb_elections_total", &["called", "stepUpCmd"]), Some(3.0));
+        assert_eq!(value(&readings, "mongodb_memory_bytes", &["virtual"]), None, "a text is no number");
+        assert_eq!(value(&readings, "mongodb_page_faults_total", &[]), None);
+    }
+
+    fn bson_doc() -> Document {
+        use mongo_core::bson::doc;
+        doc! {
+            "pid": 77_i64, "uptimeMillis": 2500_i64, "localTime": DateTime::from_millis(1_000_003_400),
+            "mem": { "resident": 2, "virtual": "much" },
+            "queues": { "execution": { "read": { "out": 5 } } },
+            "wiredTiger": { "concurrentTransactions": { "read": { "out": 9, "available": 1 } } },
+            "locks": { "Global": { "timeAcquiringMicros": { "r": 1_500_000_i64 } }, "odd": 3 },
+            "flowControl": { "isLagged": true },
+            "electionMetrics": { "stepUpCmd": { "called": 3 }, "numCatchUps": 7 },
+        }
+    }
+
+    #[test]
+    fn latencies_become_a_cumulated_histogram() {
+        use mongo_core::bson::doc;
+        let bucket = |micros: i64, count: i64| doc! { "micros": micros, "count": count };
+        let reads = doc! { "latency": 9_000_000_i64, "ops": 10_i64, "histogram": [bucket(64, 4), bucket(128, 1), bucket(3072, 3), bucket(1_572_864, 2)] };
+        let status = doc! { "opLatencies": { "reads": reads } };
+        let (_, readings) = read(&status);
+        let Some(Value::Histogram(histogram)) = readings.first().map(|reading| &reading.value) else { panic!("{readings:?}") };
+        let below = |bound: f64| histogram.buckets.iter().find(|bucket| bucket.0 == bound).unwrap().1;
+        assert_eq!((below(0.000_128), below(0.000_256), below(0.002_048), below(0.004_096)), (4, 5, 5, 8));
+        assert_eq!((below(1.048_576), below(2.097_152), histogram.count, histogram.sum), (8, 10, 10, 9.0));
+    }
+}

@@ -1,0 +1,186 @@
+//! M1, M3, M7: sampling the members of a replica set, and what comes of one that hangs, restarts, refuses or may not be asked.
+
+use std::time::Duration;
+
+use mongo_core::{
+    ConnectOptions,
+    bson::{Document, doc},
+};
+use mongo_monitor::{METRICS, MemberView, Monitor, MonitorSettings, View};
+use mongo_testkit::TestDeployment;
+
+async fn start(options: ConnectOptions) -> Monitor {
+    let mut settings = MonitorSettings::default();
+    settings.interval = Duration::from_millis(100);
+    settings.deadline = Duration::from_secs(2);
+    let monitor = Monitor::start(options, settings).await.unwrap();
+    monitor.sampled().await;
+    monitor
+}
+
+async fn watching(server: &TestDeployment) -> Monitor {
+    start(ConnectOptions::from_uri(server.uri()).unwrap()).await
+}
+
+/// Looks again and again until what is shown is as expected.
+async fn until(monitor: &Monitor, what: &str, is_so: impl Fn(&View) -> bool) -> View {
+    let looking = async {
+        loop {
+            let view = monitor.view();
+            if is_so(&view) {
+                return view;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    match tokio::time::timeout(Duration::from_secs(60), looking).await {
+        Ok(view) => view,
+        Err(_) => panic!("{what}: {:#?}", monitor.view()),
+    }
+}
+
+fn member<'a>(view: &'a View, host: &str) -> &'a MemberView {
+    view.members.iter().find(|member| member.host == host).unwrap()
+}
+
+fn collector<'a>(member: &'a MemberView, name: &str) -> &'a mongo_monitor::CollectorView {
+    member.collectors.iter().find(|collector| collector.name == name).unwrap()
+}
+
+fn is_in_state(member: &MemberView, state: &str) -> bool {
+    member.number("mongodb_member_state", &[state]) == Some(1.0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_member_is_sampled_and_rates_are_those_of_what_was_done() {
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let primary = server.member(server.primary().await.unwrap()).host_port();
+    let monitor = watching(&server).await;
+    let is_complete = |view: &View| {
+        let count = |state: &str| view.members.iter().filter(|member| is_in_state(member, state)).count();
+        (view.members.len(), count("PRIMARY"), count("SECONDARY")) == (3, 1, 2)
+    };
+    let view = until(&monitor, "three members are seen", is_complete).await;
+    assert!(view.members.iter().all(|member| member.number("mongodb_up", &[]) == Some(1.0)));
+
+    let inserted = |view: &View| member(view, &primary).number("mongodb_operations_total", &["insert"]).unwrap_or(0.0);
+    let before = inserted(&view);
+    let orders = server.client().await.unwrap().database("shop").collection::<Document>("orders");
+    for _ in 0..30 {
+        orders.insert_one(doc! { "n": 1 }).await.unwrap();
+    }
+    until(&monitor, "the inserts are counted", |view| inserted(view) >= before + 30.0).await;
+    let summary = monitor.summary(&primary, "mongodb_operations_total", &["insert"], Duration::from_secs(600)).unwrap();
+    assert!(summary.last - summary.min >= 30.0 && summary.rate.unwrap() > 0.0 && !summary.has_gap, "{summary:?}");
+
+    // Lag is told by the primary, and by it alone.
+    let view = monitor.view();
+    for member in &view.members {
+        let told: Vec<&str> = member
+            .readings
+            .iter()
+            .filter(|reading| reading.metric.name == "mongodb_replica_lag_seconds")
+            .filter_map(|reading| reading.label("member"))
+            .collect();
+        assert_eq!(told.len(), if member.host == primary { 2 } else { 0 }, "{told:?}");
+        assert!(!told.contains(&&*primary));
+        assert!(member.number("mongodb_oplog_window_seconds", &[]).is_some());
+    }
+    // Everything is in the table, and nothing of it is an answer's own text.
+    let text = view.to_open_metrics();
+    assert!(view.members.iter().flat_map(|member| &member.readings).all(|reading| METRICS.contains(reading.metric)));
+    assert!(text.contains(&format!("mongodb_up{{server=\"{primary}\"}} 1.0\n")) && text.ends_with("# EOF\n"), "{text}");
+    monitor.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_hangs_is_shown_as_down_and_holds_up_nobody() {
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let primary = server.primary().await.unwrap();
+    let hung = server.member((primary + 1) % 3);
+    let host = hung.host_port();
+    let monitor = watching(&server).await;
+    until(&monitor, "three members are up", |view| {
+        view.members.len() == 3 && view.members.iter().all(|member| member.number("mongodb_up", &[]) == Some(1.0))
+    })
+    .await;
+    hung.pause().unwrap();
+    let view = until(&monitor, "it is down", |view| member(view, &host).number("mongodb_up", &[]) == Some(0.0)).await;
+    assert!(collector(member(&view, &host), "up").failure.is_some());
+    for other in view.members.iter().filter(|member| member.host != host) {
+        assert_eq!(other.number("mongodb_up", &[]), Some(1.0));
+        let age = collector(other, "server_status").age_seconds.unwrap();
+        assert!(age < 1.5, "{} has waited: {age}", other.host);
+    }
+    // What it said last is no longer shown as if it were so.
+    let stale = |view: &View| member(view, &host).number("mongodb_connections", &["current"]).is_none();
+    let view = until(&monitor, "its readings are gone", stale).await;
+    assert!(collector(member(&view, &host), "server_status").age_seconds.unwrap() > 2.0);
+    hung.resume().unwrap();
+    until(&monitor, "it is up again", |view| {
+        let member = member(view, &host);
+        member.number("mongodb_up", &[]) == Some(1.0) && member.number("mongodb_connections", &["current"]).is_some()
+    })
+    .await;
+    monitor.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_is_a_gap_in_a_rate() {
+    let server = TestDeployment::replica_set(1).start().await.unwrap();
+    let host = server.member(0).host_port();
+    let monitor = watching(&server).await;
+    let requests = |last| monitor.summary(&host, "mongodb_network_requests_total", &[], Duration::from_secs(last));
+    until(&monitor, "there is a rate", |_| requests(600).is_some_and(|summary| summary.rate.is_some())).await;
+    assert!(!requests(600).unwrap().has_gap);
+    server.member(0).kill().unwrap();
+    until(&monitor, "it is down", |view| member(view, &host).number("mongodb_up", &[]) == Some(0.0)).await;
+    server.member(0).restart().await.unwrap();
+    until(&monitor, "it is back", |_| requests(600).is_some_and(|summary| summary.has_gap)).await;
+    until(&monitor, "there is a rate", |_| requests(600).is_some_and(|summary| summary.rate.is_some_and(|rate| rate >= 0.0)))
+        .await;
+    monitor.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_refuses_is_named_and_the_rest_is_shown() {
+    let server = TestDeployment::replica_set(1).start().await.unwrap();
+    let monitor = watching(&server).await;
+    let refused = doc! { "failCommands": ["serverStatus"], "errorCode": 8000, "appName": "mongo-monitor" };
+    server.fail_command(0, "alwaysOn", refused).await.unwrap();
+    let view =
+        until(&monitor, "the refusal is told", |view| collector(&view.members[0], "server_status").failure.is_some()).await;
+    let only = &view.members[0];
+    assert!(collector(only, "replica_set").failure.is_none() && collector(only, "up").failure.is_none(), "{:?}", only.collectors);
+    assert!(is_in_state(only, "PRIMARY"));
+    server.fail_command_off(0).await.unwrap();
+    until(&monitor, "it is read again", |view| collector(&view.members[0], "server_status").failure.is_none()).await;
+    monitor.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_not_see_the_statistics_sees_who_is_up() {
+    let server = TestDeployment::replica_set(1).with_auth().start().await.unwrap();
+    let admin = server.client().await.unwrap().database("admin");
+    for (name, role) in
+        [("nobody", doc! { "role": "read", "db": "shop" }), ("watcher", doc! { "role": "clusterMonitor", "db": "admin" })]
+    {
+        admin.run_command(doc! { "createUser": name, "pwd": "secret-word", "roles": [role] }).await.unwrap();
+    }
+    let options = |name: &str| ConnectOptions::from_uri(server.uri()).unwrap().with_credentials(name, "secret-word");
+    let monitor = start(options("nobody")).await;
+    let view = monitor.view();
+    let only = &view.members[0];
+    assert_eq!(only.number("mongodb_up", &[]), Some(1.0));
+    for name in ["server_status", "replica_set"] {
+        let failure = collector(only, name).failure.clone().unwrap();
+        assert!(failure.contains("clusterMonitor") && !failure.contains("secret-word"), "{failure}");
+    }
+    monitor.stop().await;
+
+    let monitor = start(options("watcher")).await;
+    let view = monitor.view();
+    assert!(view.members[0].collectors.iter().all(|collector| collector.failure.is_none()), "{:?}", view.members[0].collectors);
+    assert!(view.members[0].number("mongodb_oplog_window_seconds", &[]).is_some());
+    monitor.stop().await;
+}
