@@ -9,7 +9,7 @@ use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 use clap::{Parser, Subcommand};
 use mongo_core::{ConnectOptions, Result};
 use mongo_examples::{Host, cancel_on_interrupt, print_json, run};
-use mongo_monitor::{Monitor, MonitorSettings};
+use mongo_monitor::{Alerts, Monitor, MonitorSettings, default_rules};
 
 /// What every member of a MongoDB is doing.
 #[derive(Parser)]
@@ -82,12 +82,16 @@ fn once(monitor: &Monitor, json: bool, open_metrics: bool) -> Result<bool> {
 
 async fn watch(monitor: &Monitor, interval: Duration, json: bool) -> Result<bool> {
     let stop = cancel_on_interrupt();
+    let mut settings = MonitorSettings::default();
+    settings.interval = interval;
+    let mut alerts = Alerts::new(default_rules(&settings))?;
     let mut ticks = tokio::time::interval(interval);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(true),
             _ = ticks.tick() => {}
         }
+        alerts.evaluate(monitor);
         if json {
             let line = serde_json::to_string(&monitor.view())
                 .map_err(|error| mongo_core::Error::internal("what was read cannot be written as JSON").with_source(error))?;
@@ -99,6 +103,7 @@ async fn watch(monitor: &Monitor, interval: Duration, json: bool) -> Result<bool
             print!("\x1b[2J\x1b[H");
         }
         // Long enough for the rate of two readings, whichever way they fall.
-        println!("{}", table::of(monitor, interval * 3));
+        print!("{}", table::of(monitor, interval * 3));
+        println!("{}", table::of_alerts(&alerts.active()));
     }
 }

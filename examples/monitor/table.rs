@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use mongo_examples::human_bytes;
-use mongo_monitor::{MemberView, Monitor};
+use mongo_monitor::{Alert, AlertPhase, MemberView, Monitor};
 
 /// The table; rates are those of the newest while of a length, and left out for none.
 pub(crate) fn of(monitor: &Monitor, rates_over: Duration) -> String {
@@ -27,6 +27,17 @@ pub(crate) fn of(monitor: &Monitor, rates_over: Duration) -> String {
                 let _ = writeln!(text, "{}: {}: {failure}", member.host, collector.name);
             }
         }
+    }
+    text
+}
+
+/// What fires, and what is about to, a line each.
+pub(crate) fn of_alerts(alerts: &[Alert]) -> String {
+    let mut text = String::new();
+    for alert in alerts.iter().filter(|alert| alert.muted.is_none()) {
+        let state = if alert.phase == AlertPhase::Firing { "FIRING " } else { "pending" };
+        let value = alert.value.map(|value| format!(", {value:.2}")).unwrap_or_default();
+        let _ = writeln!(text, "{state}  {}  {}{value}: {}", alert.severity, alert.id, alert.summary);
     }
     text
 }

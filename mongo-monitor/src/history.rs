@@ -121,6 +121,26 @@ impl History {
         Some(summary)
     }
 
+    /// The rates of all series of a metric that are wanted, over the newest while of a length, each with the values of its labels. Not of those that
+    /// were no longer read at the end of it.
+    pub(crate) fn rates(
+        &self,
+        metric: &Metric,
+        last: Duration,
+        current: Duration,
+        is_wanted: impl Fn(&[String]) -> bool,
+    ) -> Vec<(Vec<String>, f64)> {
+        let since = self.newest.saturating_sub(current);
+        let series = self.series.iter().filter(|((name, labels), points)| {
+            *name == metric.name && is_wanted(labels) && points.back().is_some_and(|point| point.at >= since)
+        });
+        let rate = |labels: &[String]| {
+            let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+            self.summary(metric, &labels, last)?.rate
+        };
+        series.filter_map(|((_, labels), _)| Some((labels.clone(), rate(labels)?))).collect()
+    }
+
     /// How many series there are.
     pub fn len(&self) -> usize {
         self.series.len()

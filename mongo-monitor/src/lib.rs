@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod alert;
 mod collector;
 mod history;
 mod metric;
@@ -10,6 +11,10 @@ mod replica_set;
 mod server_status;
 mod table;
 
+pub use alert::{
+    Alert, AlertPhase, AlertSink, AlertState, Alerts, CollectingSink, Expression, LogSink, Quantity, Rule, Severity, Silence,
+    Threshold, default_rules,
+};
 pub use history::{History, Summary};
 pub use metric::{Kind, Metric, Unit};
 pub use monitor::{CollectorView, MemberView, Monitor, MonitorSettings, View};

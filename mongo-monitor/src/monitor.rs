@@ -244,6 +244,24 @@ impl Monitor {
         lock(&members.get(host)?.history).summary(metric(name)?, labels, last)
     }
 
+    /// The time by both hands of the clock.
+    pub(crate) fn now(&self) -> (Duration, DateTime) {
+        (self.shared.clock.monotonic(), DateTime::from_system_time(self.shared.clock.wall()))
+    }
+
+    /// The rates of a member's counters that are wanted.
+    pub(crate) fn rates(
+        &self,
+        host: &str,
+        metric: &Metric,
+        last: Duration,
+        is_wanted: impl Fn(&[String]) -> bool,
+    ) -> Vec<(Vec<String>, f64)> {
+        let members = self.shared.members.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(member) = members.get(host) else { return Vec::new() };
+        lock(&member.history).rates(metric, last, self.shared.settings.stale_after(), is_wanted)
+    }
+
     /// Stops, and closes all connections.
     pub async fn stop(self) {
         self.shared.stop.cancel();

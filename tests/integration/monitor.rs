@@ -6,7 +6,10 @@ use mongo_core::{
     ConnectOptions,
     bson::{Document, doc},
 };
-use mongo_monitor::{METRICS, MemberView, Monitor, MonitorSettings, View};
+use mongo_monitor::{
+    Alert, AlertPhase, Alerts, Expression, METRICS, MemberView, Monitor, MonitorSettings, Quantity, Rule, Severity, Threshold,
+    View, default_rules,
+};
 use mongo_testkit::TestDeployment;
 
 async fn start(options: ConnectOptions) -> Monitor {
@@ -182,5 +185,48 @@ async fn whoever_may_not_see_the_statistics_sees_who_is_up() {
     let view = monitor.view();
     assert!(view.members[0].collectors.iter().all(|collector| collector.failure.is_none()), "{:?}", view.members[0].collectors);
     assert!(view.members[0].number("mongodb_oplog_window_seconds", &[]).is_some());
+    monitor.stop().await;
+}
+
+/// Looks again and again until something is told.
+async fn told(alerts: &mut Alerts, monitor: &Monitor) -> Vec<Alert> {
+    let looking = async {
+        loop {
+            let news = alerts.evaluate(monitor);
+            if !news.is_empty() {
+                return news;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), looking).await.expect("nothing was told in a minute")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_member_alarms_once_and_a_healthy_set_does_not() {
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let primary = server.primary().await.unwrap();
+    let hung = server.member((primary + 1) % 3);
+    let monitor = watching(&server).await;
+    until(&monitor, "three members are up and have a state", |view| {
+        let is_known = |member: &MemberView| is_in_state(member, "PRIMARY") || is_in_state(member, "SECONDARY");
+        view.members.len() == 3 && view.members.iter().all(is_known)
+    })
+    .await;
+    // What the crate comes with, impatiently: what is well must not even be pending.
+    let mut impatient = default_rules(&MonitorSettings::default());
+    impatient.iter_mut().for_each(|rule| rule.for_seconds = 0);
+    let news = Alerts::new(impatient).unwrap().evaluate(&monitor);
+    assert!(news.is_empty(), "{news:#?}");
+
+    let up = Expression::Each(Quantity::of("mongodb_up"));
+    let mut alerts = Alerts::new(vec![Rule::new("down", Severity::Critical, up, Threshold::Below(0.5), "look at it")]).unwrap();
+    assert!(alerts.evaluate(&monitor).is_empty());
+    hung.pause().unwrap();
+    let of = |news: Vec<Alert>| news.into_iter().map(|alert| (alert.member.unwrap(), alert.phase)).collect::<Vec<_>>();
+    assert_eq!(of(told(&mut alerts, &monitor).await), [(hung.host_port(), AlertPhase::Firing)]);
+    assert!(alerts.evaluate(&monitor).is_empty(), "it was told");
+    hung.resume().unwrap();
+    assert_eq!(of(told(&mut alerts, &monitor).await), [(hung.host_port(), AlertPhase::Resolved)]);
     monitor.stop().await;
 }

@@ -1,0 +1,738 @@
+//! What state each alert is in. Nothing here asks a server or looks at a clock: it is told what was read, and when.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use mongo_core::{Error, Result, bson::DateTime};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    rule::{Expression, Quantity, Rule, Severity},
+    sink::AlertSink,
+};
+use crate::monitor::{Monitor, View};
+
+/// Rules, the state of their alerts, and who is told.
+///
+/// ```no_run
+/// # async fn f(monitor: mongo_monitor::Monitor) -> mongo_core::Result<()> {
+/// use std::{sync::Arc, time::Duration};
+/// use mongo_monitor::{Alerts, LogSink, MonitorSettings, default_rules};
+///
+/// let mut alerts = Alerts::new(default_rules(&MonitorSettings::default()))?.with_sink(Arc::new(LogSink));
+/// loop {
+///     alerts.evaluate(&monitor);
+///     tokio::time::sleep(Duration::from_secs(10)).await;
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Alerts {
+    rules: Vec<Rule>,
+    sinks: Vec<Arc<dyn AlertSink>>,
+    repeat: Duration,
+    silences: Vec<Silence>,
+    tracked: BTreeMap<Key, Tracked>,
+    /// When it was looked last.
+    last: Option<Moment>,
+    /// What is still to be taken up, when it is known how late it is.
+    restored: Option<AlertState>,
+}
+
+/// What an alert is of: a rule, a member, and the labels of a series.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Key {
+    rule: String,
+    /// None for what is of all members together.
+    member: Option<String>,
+    labels: BTreeMap<String, String>,
+}
+
+/// The state of an alert that is pending or fires. Times are milliseconds of a clock that never goes back; they can lie before its beginning.
+#[derive(Clone, Debug)]
+struct Tracked {
+    value: Option<f64>,
+    /// Since when it holds.
+    since: i64,
+    fires: bool,
+    /// Since when it has been well, while it still fires.
+    well_since: Option<i64>,
+    told: Option<i64>,
+    /// Whether there was anything to look at, the last time.
+    has_data: bool,
+}
+
+/// A time, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) at: i64,
+    pub(super) wall: DateTime,
+}
+
+/// An alert, as it is told.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Alert {
+    /// Names it through all its life, and the next time too: rule, member and labels.
+    pub id: String,
+    /// The rule.
+    pub rule: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The member that it is of; none for what is of all together.
+    pub member: Option<String>,
+    /// The labels of the series that it is of.
+    pub labels: BTreeMap<String, String>,
+    /// What was read last.
+    pub value: Option<f64>,
+    /// The state that it is in.
+    pub phase: AlertPhase,
+    /// Since when the condition has held.
+    pub since: DateTime,
+    /// What to do about it, for a person.
+    pub summary: String,
+    /// Whether anything could be read. Without, an alert stays what it was.
+    pub has_data: bool,
+    /// Why it is not told: by which rule that fires it is explained, or who has silenced it.
+    pub muted: Option<String>,
+}
+
+/// The state of an alert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AlertPhase {
+    /// Its condition holds, and has not for long enough.
+    Pending,
+    /// Its condition has held for long enough.
+    Firing,
+    /// It fired, and is over.
+    Resolved,
+}
+
+/// Keeps alerts from being told for a while. They are tracked all the same, and told when it ends if they still fire.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Silence {
+    /// Only alerts of this rule.
+    pub rule: Option<String>,
+    /// Only alerts of this member.
+    pub member: Option<String>,
+    /// Until when, by the wall clock.
+    pub until: DateTime,
+    /// Who wanted it, and why.
+    pub reason: String,
+}
+
+impl Silence {
+    /// Silences everything until a time; `rule` and `member` can be set to narrow it.
+    pub fn until(until: DateTime, reason: impl Into<String>) -> Self {
+        Self { rule: None, member: None, until, reason: reason.into() }
+    }
+}
+
+/// What is pending or fires, to outlive a restart. Plain data.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct AlertState {
+    saved: Option<DateTime>,
+    alerts: Vec<Saved>,
+    silences: Vec<Silence>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Saved {
+    #[serde(flatten)]
+    key: Key,
+    value: Option<f64>,
+    fires: bool,
+    /// Milliseconds before it was saved.
+    held_for: i64,
+    well_for: Option<i64>,
+    told_before: Option<i64>,
+}
+
+/// Where numbers come from.
+pub(super) trait Readings {
+    fn members(&self) -> Vec<String>;
+
+    /// The series of a member that are meant, each with the values of its labels.
+    fn values(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)>;
+}
+
+/// What a monitor shows at one time.
+struct Shown<'a> {
+    monitor: &'a Monitor,
+    view: View,
+}
+
+impl Readings for Shown<'_> {
+    fn members(&self) -> Vec<String> {
+        self.view.members.iter().map(|member| member.host.clone()).collect()
+    }
+
+    fn values(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)> {
+        let Some(metric) = quantity.metric() else { return Vec::new() };
+        if let Some(last) = quantity.rate() {
+            return self.monitor.rates(member, metric, last, |labels| quantity.covers(metric, labels));
+        }
+        let members = self.view.members.iter().filter(|known| known.host == member);
+        let wanted =
+            members.flat_map(|member| member.readings_of(metric)).filter(|reading| quantity.covers(metric, &reading.labels));
+        wanted.map(|reading| (reading.labels.clone(), reading.as_number())).collect()
+    }
+}
+
+impl Alerts {
+    /// Alerts by these rules, told to nobody yet.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a rule that makes no sense ([`Rule::check`]), for two of one name, and for one that is inhibited by one that does not exist.
+    pub fn new(rules: Vec<Rule>) -> Result<Self> {
+        let mut names = BTreeSet::new();
+        for rule in &rules {
+            rule.check()?;
+            if !names.insert(&rule.name) {
+                return Err(Error::invalid("two rules have one name").with_context("rule", &rule.name));
+            }
+        }
+        for rule in &rules {
+            if let Some(other) = rule.inhibited_by.iter().find(|other| !names.contains(other)) {
+                let error = Error::invalid("a rule is inhibited by one that does not exist");
+                return Err(error.with_context("rule", &rule.name).with_context("inhibited_by", other));
+            }
+        }
+        Ok(Self {
+            rules,
+            sinks: Vec::new(),
+            repeat: REPEAT,
+            silences: Vec::new(),
+            tracked: BTreeMap::new(),
+            last: None,
+            restored: None,
+        })
+    }
+
+    /// Also tells this one.
+    #[must_use]
+    pub fn with_sink(mut self, sink: Arc<dyn AlertSink>) -> Self {
+        self.sinks.push(sink);
+        self
+    }
+
+    /// After how long what still fires is told again. Default four hours.
+    #[must_use]
+    pub fn with_repeat(mut self, repeat: Duration) -> Self {
+        self.repeat = repeat;
+        self
+    }
+
+    /// Keeps some alerts from being told for a while.
+    pub fn silence(&mut self, silence: Silence) {
+        self.silences.push(silence);
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Looks at what a monitor has read last, and tells the sinks what is new. Gives the same.
+    pub fn evaluate(&mut self, monitor: &Monitor) -> Vec<Alert> {
+        let (at, wall) = monitor.now();
+        self.look(
+            Moment { at: i64::try_from(at.as_millis()).unwrap_or(i64::MAX), wall },
+            &Shown { monitor, view: monitor.view() },
+        )
+    }
+
+    /// What is pending and what fires, by name.
+    pub fn active(&self) -> Vec<Alert> {
+        let Some(now) = self.last else { return Vec::new() };
+        let phase = |tracked: &Tracked| if tracked.fires { AlertPhase::Firing } else { AlertPhase::Pending };
+        self.tracked.iter().filter_map(|(key, tracked)| self.alert(key, tracked, phase(tracked), now)).collect()
+    }
+
+    /// What is to outlive a restart.
+    pub fn save(&self) -> AlertState {
+        let Some(now) = self.last else { return self.restored.clone().unwrap_or_default() };
+        let saved = |(key, tracked): (&Key, &Tracked)| Saved {
+            key: key.clone(),
+            value: tracked.value,
+            fires: tracked.fires,
+            held_for: now.at - tracked.since,
+            well_for: tracked.well_since.map(|since| now.at - since),
+            told_before: tracked.told.map(|told| now.at - told),
+        };
+        let alerts = self.tracked.iter().map(saved).collect();
+        AlertState { saved: Some(now.wall), alerts, silences: self.silences.clone() }
+    }
+
+    /// Takes up what an earlier run has saved: what was pending has been for as long, and what was told is not told anew.
+    pub fn restore(&mut self, state: AlertState) {
+        self.restored = Some(state);
+    }
+
+    fn take_up(&mut self, state: AlertState, now: Moment) {
+        // A wall clock that was set back must not make anything younger than it was.
+        let away = state.saved.map_or(0, |saved| (now.wall.timestamp_millis() - saved.timestamp_millis()).max(0));
+        for saved in state.alerts {
+            if !self.rules.iter().any(|rule| rule.name == saved.key.rule) {
+                continue;
+            }
+            let before = |milliseconds: i64| now.at - away - milliseconds;
+            let tracked = Tracked {
+                value: saved.value,
+                // It is not known whether it held meanwhile: only what has fired goes on.
+                since: if saved.fires { before(saved.held_for) } else { now.at - saved.held_for },
+                fires: saved.fires,
+                well_since: saved.well_for.map(before),
+                told: saved.told_before.map(before),
+                has_data: false,
+            };
+            self.tracked.entry(saved.key).or_insert(tracked);
+        }
+        self.silences.extend(state.silences);
+    }
+
+    /// One round.
+    pub(super) fn look(&mut self, now: Moment, readings: &dyn Readings) -> Vec<Alert> {
+        if let Some(state) = self.restored.take() {
+            self.take_up(state, now);
+        }
+        let passed = self.last.map_or(0, |last| now.at - last.at).max(0);
+        self.last = Some(now);
+        self.silences.retain(|silence| silence.until > now.wall);
+        let members = readings.members();
+        let mut resolved = Vec::new();
+        for rule in self.rules.clone() {
+            let numbers = numbers(&rule, &members, readings);
+            for (key, number) in &numbers {
+                resolved.extend(self.step(&rule, key, *number, now));
+            }
+            resolved.extend(self.without_data(&rule, &numbers, &members, passed));
+        }
+        let news = self.news(resolved, now);
+        if !news.is_empty() {
+            for sink in &self.sinks {
+                sink.tell(&news);
+            }
+        }
+        news
+    }
+
+    /// Takes a number in. Gives the alert if it is over.
+    fn step(&mut self, rule: &Rule, key: &Key, number: f64, now: Moment) -> Option<(Key, Tracked)> {
+        let Some(tracked) = self.tracked.get_mut(key) else {
+            if rule.threshold.holds(number) {
+                let fires = rule.for_seconds == 0;
+                let new = Tracked { value: Some(number), since: now.at, fires, well_since: None, told: None, has_data: true };
+                self.tracked.insert(key.clone(), new);
+            }
+            return None;
+        };
+        tracked.value = Some(number);
+        tracked.has_data = true;
+        let alarming = match rule.clear.filter(|_| tracked.fires) {
+            Some(clear) => rule.threshold.moved_to(clear),
+            None => rule.threshold,
+        };
+        if alarming.holds(number) {
+            tracked.well_since = None;
+            tracked.fires |= now.at - tracked.since >= milliseconds(rule.for_seconds);
+            return None;
+        }
+        let is_over = !tracked.fires || {
+            let well_since = *tracked.well_since.get_or_insert(now.at);
+            now.at - well_since >= milliseconds(rule.keep_firing_seconds)
+        };
+        if is_over { self.tracked.remove_entry(key) } else { None }
+    }
+
+    /// Alerts of a rule for which there is no number: they stay what they are, and the while does not count. Those of members that are no longer there
+    /// are over.
+    fn without_data(
+        &mut self,
+        rule: &Rule,
+        numbers: &BTreeMap<Key, f64>,
+        members: &[String],
+        passed: i64,
+    ) -> Vec<(Key, Tracked)> {
+        let mut gone = Vec::new();
+        for (key, tracked) in self.tracked.iter_mut().filter(|(key, _)| key.rule == rule.name && !numbers.contains_key(key)) {
+            tracked.has_data = false;
+            // Before anybody is known nobody is gone.
+            if !members.is_empty() && key.member.as_ref().is_some_and(|member| !members.contains(member)) {
+                gone.push(key.clone());
+            } else if !tracked.fires {
+                tracked.since += passed;
+            } else if let Some(well_since) = &mut tracked.well_since {
+                *well_since += passed;
+            }
+        }
+        gone.into_iter().filter_map(|key| self.tracked.remove_entry(&key)).collect()
+    }
+
+    /// What is to be told: what has begun to fire, what has long gone on, and what is over of that which was told.
+    fn news(&mut self, resolved: Vec<(Key, Tracked)>, now: Moment) -> Vec<Alert> {
+        let told = resolved.iter().filter(|(_, tracked)| tracked.told.is_some());
+        let mut news: Vec<Alert> =
+            told.filter_map(|(key, tracked)| self.alert(key, tracked, AlertPhase::Resolved, now)).collect();
+        let repeat = i64::try_from(self.repeat.as_millis()).unwrap_or(i64::MAX);
+        let due = |tracked: &Tracked| tracked.fires && tracked.told.is_none_or(|told| now.at - told >= repeat);
+        let due: Vec<Alert> = self
+            .tracked
+            .iter()
+            .filter(|(_, tracked)| due(tracked))
+            .filter_map(|(key, tracked)| self.alert(key, tracked, AlertPhase::Firing, now))
+            .filter(|alert| alert.muted.is_none())
+            .collect();
+        let ids: BTreeSet<&String> = due.iter().map(|alert| &alert.id).collect();
+        for (key, tracked) in &mut self.tracked {
+            if ids.contains(&key.id()) {
+                tracked.told = Some(now.at);
+            }
+        }
+        news.extend(due);
+        news
+    }
+
+    fn alert(&self, key: &Key, tracked: &Tracked, phase: AlertPhase, now: Moment) -> Option<Alert> {
+        let rule = self.rules.iter().find(|rule| rule.name == key.rule)?;
+        Some(Alert {
+            id: key.id(),
+            rule: key.rule.clone(),
+            severity: rule.severity,
+            member: key.member.clone(),
+            labels: key.labels.clone(),
+            value: tracked.value,
+            phase,
+            since: DateTime::from_millis(now.wall.timestamp_millis().saturating_sub(now.at - tracked.since)),
+            summary: rule.summary.clone(),
+            has_data: tracked.has_data,
+            muted: self.muted(rule, key),
+        })
+    }
+
+    fn muted(&self, rule: &Rule, key: &Key) -> Option<String> {
+        let is_meant = |wanted: &Option<String>, is: Option<&String>| wanted.as_ref().is_none_or(|wanted| Some(wanted) == is);
+        let silence = self
+            .silences
+            .iter()
+            .find(|silence| is_meant(&silence.rule, Some(&key.rule)) && is_meant(&silence.member, key.member.as_ref()));
+        if let Some(silence) = silence {
+            return Some(format!("silenced: {}", silence.reason));
+        }
+        // What is wrong with all explains what is wrong with one; and what is said of a member by another is of that member.
+        let about = |key: &Key| key.labels.get("member").or(key.member.as_ref()).cloned();
+        let explains = |(other, tracked): &(&Key, &Tracked)| {
+            tracked.fires
+                && rule.inhibited_by.contains(&other.rule)
+                && (other.member.is_none() || about(other) == about(key) || other.member == key.member)
+        };
+        self.tracked.iter().find(explains).map(|(other, _)| format!("explained by {}", other.id()))
+    }
+}
+
+impl Key {
+    fn id(&self) -> String {
+        let member = self.member.as_ref().map(|member| format!(" of {member}")).unwrap_or_default();
+        let labels: Vec<String> = self.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) };
+        format!("{}{member}{labels}", self.rule)
+    }
+}
+
+/// What a rule looks at, by what it would be an alert of.
+fn numbers(rule: &Rule, members: &[String], readings: &dyn Readings) -> BTreeMap<Key, f64> {
+    let key = |member: Option<&String>, labels: BTreeMap<String, String>| Key {
+        rule: rule.name.clone(),
+        member: member.cloned(),
+        labels,
+    };
+    let sum = |member: &String, quantities: &[Quantity]| {
+        let values: Vec<f64> = quantities.iter().flat_map(|of| readings.values(member, of)).map(|(_, value)| value).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>())
+    };
+    let all = |quantity: &Quantity| -> Vec<f64> {
+        members.iter().flat_map(|member| readings.values(member, quantity)).map(|(_, value)| value).collect()
+    };
+    let mut numbers = BTreeMap::new();
+    match &rule.expression {
+        Expression::Each(quantity) => {
+            let names = quantity.metric().map(|metric| metric.labels).unwrap_or_default();
+            for member in members {
+                for (values, number) in readings.values(member, quantity) {
+                    let labels = names.iter().map(|name| (*name).to_owned()).zip(values);
+                    // What the rule has chosen itself tells nobody anything.
+                    let labels = labels.filter(|(name, _)| !quantity.labels.contains_key(name)).collect();
+                    numbers.insert(key(Some(member), labels), number);
+                }
+            }
+        }
+        Expression::Sum(of) => {
+            numbers.extend(members.iter().filter_map(|member| Some((key(Some(member), BTreeMap::new()), sum(member, of)?))));
+        }
+        Expression::Ratio { of, to } => {
+            for member in members {
+                if let (Some(of), Some(to)) = (sum(member, of), sum(member, to))
+                    && to != 0.0
+                {
+                    numbers.insert(key(Some(member), BTreeMap::new()), of / to);
+                }
+            }
+        }
+        Expression::Total(quantity) => {
+            let values = all(quantity);
+            if !values.is_empty() {
+                numbers.insert(key(None, BTreeMap::new()), values.iter().sum());
+            }
+        }
+        Expression::Mean(quantity) => {
+            let values = all(quantity);
+            if !values.is_empty() {
+                #[expect(clippy::cast_precision_loss, reason = "there are not that many members")]
+                numbers.insert(key(None, BTreeMap::new()), values.iter().sum::<f64>() / values.len() as f64);
+            }
+        }
+    }
+    numbers
+}
+
+fn milliseconds(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000)
+}
+
+const REPEAT: Duration = Duration::from_secs(4 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{CollectingSink, MonitorSettings, Threshold, default_rules};
+
+    /// Numbers of metrics, by member and the metric's name.
+    #[derive(Default)]
+    struct Given {
+        members: Vec<String>,
+        numbers: BTreeMap<(String, String), f64>,
+    }
+
+    impl Given {
+        fn of(numbers: &[(&str, &str, f64)]) -> Self {
+            let members: BTreeSet<String> = numbers.iter().map(|(member, _, _)| (*member).to_owned()).collect();
+            let numbers = numbers.iter().map(|(member, metric, number)| (((*member).to_owned(), (*metric).to_owned()), *number));
+            Self { members: members.into_iter().collect(), numbers: numbers.collect() }
+        }
+
+        fn without_numbers(mut self) -> Self {
+            self.numbers.clear();
+            self
+        }
+    }
+
+    impl Readings for Given {
+        fn members(&self) -> Vec<String> {
+            self.members.clone()
+        }
+
+        fn values(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)> {
+            let number = self.numbers.get(&(member.to_owned(), quantity.metric.clone()));
+            number.map(|number| (Vec::new(), *number)).into_iter().collect()
+        }
+    }
+
+    fn at(seconds: i64) -> Moment {
+        Moment { at: seconds * 1000, wall: DateTime::from_millis(1_000_000_000 + seconds * 1000) }
+    }
+
+    const METRIC: &str = "mongodb_wt_open_sessions";
+
+    fn rule() -> Rule {
+        let each = Expression::Each(Quantity::of(METRIC));
+        let mut rule = Rule::new("sessions", Severity::Warning, each, Threshold::Above(80.0), "too many");
+        rule.clear = Some(75.0);
+        rule.for_seconds = 60;
+        rule.keep_firing_seconds = 30;
+        rule
+    }
+
+    fn round(alerts: &mut Alerts, seconds: i64, number: f64) -> Vec<(AlertPhase, Option<f64>)> {
+        let news = alerts.look(at(seconds), &Given::of(&[("a:1", METRIC, number)]));
+        news.into_iter().map(|alert| (alert.phase, alert.value)).collect()
+    }
+
+    fn phases(alerts: &Alerts) -> Vec<AlertPhase> {
+        alerts.active().into_iter().map(|alert| alert.phase).collect()
+    }
+
+    use AlertPhase::{Firing, Pending, Resolved};
+
+    #[test]
+    fn an_alert_is_pending_then_fires_is_told_once_and_again_much_later_and_is_resolved_once() {
+        let sink = Arc::new(CollectingSink::default());
+        let mut alerts = Alerts::new(vec![rule()]).unwrap().with_repeat(Duration::from_secs(600));
+        alerts = alerts.with_sink(Arc::<CollectingSink>::clone(&sink));
+        assert_eq!(round(&mut alerts, 0, 90.0), []);
+        assert_eq!(phases(&alerts), [Pending]);
+        assert_eq!(round(&mut alerts, 59, 90.0), []);
+        assert_eq!(round(&mut alerts, 60, 91.0), [(Firing, Some(91.0))]);
+        assert_eq!(alerts.active()[0].since, DateTime::from_millis(1_000_000_000));
+        assert_eq!(round(&mut alerts, 659, 91.0), []);
+        assert_eq!(round(&mut alerts, 660, 92.0), [(Firing, Some(92.0))]);
+        // Between the thresholds it goes on.
+        assert_eq!(round(&mut alerts, 700, 77.0), []);
+        assert_eq!(phases(&alerts), [Firing]);
+        // Well, and for long enough; a relapse in between begins anew.
+        assert_eq!(round(&mut alerts, 710, 70.0), []);
+        assert_eq!(round(&mut alerts, 730, 85.0), []);
+        assert_eq!(round(&mut alerts, 740, 70.0), []);
+        assert_eq!(round(&mut alerts, 769, 70.0), []);
+        assert_eq!(round(&mut alerts, 770, 70.0), [(Resolved, Some(70.0))]);
+        assert_eq!(round(&mut alerts, 780, 70.0), []);
+        assert!(alerts.active().is_empty());
+        let told: Vec<AlertPhase> = sink.take().into_iter().map(|alert| alert.phase).collect();
+        assert_eq!(told, [Firing, Firing, Resolved]);
+    }
+
+    #[test]
+    fn what_was_only_pending_is_never_told() {
+        let mut alerts = Alerts::new(vec![rule()]).unwrap();
+        round(&mut alerts, 0, 90.0);
+        assert_eq!(round(&mut alerts, 30, 79.0), []);
+        assert!(alerts.active().is_empty(), "the threshold for those that fire is not that of those that wait");
+        round(&mut alerts, 40, 90.0);
+        assert_eq!(round(&mut alerts, 99, 90.0), []);
+        assert_eq!(round(&mut alerts, 100, 90.0), [(Firing, Some(90.0))]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_resolves_nothing_and_lets_nothing_begin_to_fire() {
+        let nothing = || Given::of(&[("a:1", METRIC, 0.0)]).without_numbers();
+        let mut alerts = Alerts::new(vec![rule()]).unwrap();
+        round(&mut alerts, 0, 90.0);
+        alerts.look(at(50), &nothing());
+        assert!(alerts.look(at(1000), &nothing()).is_empty());
+        assert!(!alerts.active()[0].has_data);
+        // Of the minute nothing was left over but what was seen.
+        assert_eq!(round(&mut alerts, 1001, 90.0), []);
+        assert_eq!(round(&mut alerts, 1060, 90.0), [(Firing, Some(90.0))]);
+        assert!(alerts.look(at(5000), &nothing()).is_empty());
+        assert_eq!(phases(&alerts), [Firing]);
+        // A member that was taken out of the set has no troubles any more.
+        let news = alerts.look(at(5010), &Given::of(&[("b:1", METRIC, 0.0)]));
+        assert_eq!(news.iter().map(|alert| alert.phase).collect::<Vec<_>>(), [Resolved]);
+    }
+
+    #[test]
+    fn what_another_alert_explains_is_told_when_that_is_over() {
+        let down =
+            Rule::new("down", Severity::Critical, Expression::Each(Quantity::of("mongodb_up")), Threshold::Below(0.5), "gone");
+        let mut slow = rule();
+        (slow.for_seconds, slow.keep_firing_seconds, slow.inhibited_by) = (0, 0, vec!["down".to_owned()]);
+        let mut alerts = Alerts::new(vec![slow, down]).unwrap();
+        let mut look = |seconds: i64, up: f64, other_up: f64| {
+            let given = [("a:1", METRIC, 90.0), ("a:1", "mongodb_up", up), ("b:1", "mongodb_up", other_up)];
+            alerts.look(at(seconds), &Given::of(&given)).into_iter().map(|alert| (alert.id, alert.phase)).collect::<Vec<_>>()
+        };
+        let told = |id: &str, phase: AlertPhase| (id.to_owned(), phase);
+        assert_eq!(look(0, 0.0, 1.0), [told("down of a:1", Firing)]);
+        assert_eq!(look(10, 1.0, 1.0), [told("down of a:1", Resolved), told("sessions of a:1", Firing)]);
+        // Another member's trouble explains nothing.
+        assert_eq!(look(20, 1.0, 0.0), [told("down of b:1", Firing)]);
+    }
+
+    #[test]
+    fn a_silence_ends() {
+        let mut immediate = rule();
+        immediate.for_seconds = 0;
+        let mut alerts = Alerts::new(vec![immediate]).unwrap();
+        let mut silence = Silence::until(at(100).wall, "upgrade");
+        silence.member = Some("a:1".to_owned());
+        alerts.silence(silence);
+        assert_eq!(round(&mut alerts, 0, 90.0), []);
+        assert_eq!(alerts.active()[0].muted.as_deref(), Some("silenced: upgrade"));
+        assert_eq!(round(&mut alerts, 99, 90.0), []);
+        assert_eq!(round(&mut alerts, 101, 90.0), [(Firing, Some(90.0))]);
+    }
+
+    #[test]
+    fn a_restart_tells_nothing_twice_and_forgets_nothing() {
+        let mut alerts = Alerts::new(vec![rule()]).unwrap();
+        round(&mut alerts, 0, 90.0);
+        round(&mut alerts, 60, 90.0);
+        let state: AlertState = serde_json::from_str(&serde_json::to_string(&alerts.save()).unwrap()).unwrap();
+        // The monotonic clock of another process begins at nothing.
+        let mut anew = Alerts::new(vec![rule()]).unwrap();
+        anew.restore(state.clone());
+        assert_eq!(anew.save(), state, "saved again before anything was looked at");
+        let later = |seconds: i64| Moment { at: (seconds - 100) * 1000, ..at(seconds) };
+        assert!(anew.look(later(100), &Given::of(&[("a:1", METRIC, 90.0)])).is_empty(), "it was told before");
+        assert_eq!((phases(&anew), anew.active()[0].since), (vec![Firing], at(0).wall));
+        let _ = anew.look(later(110), &Given::of(&[("a:1", METRIC, 10.0)]));
+        let news = anew.look(later(140), &Given::of(&[("a:1", METRIC, 10.0)]));
+        assert_eq!(news[0].phase, Resolved);
+    }
+
+    #[test]
+    fn rules_that_make_no_sense_are_refused_and_the_reason_is_named() {
+        let refused = |change: &dyn Fn(&mut Rule)| {
+            let mut rule = rule();
+            change(&mut rule);
+            Alerts::new(vec![rule]).map(drop).unwrap_err().to_string()
+        };
+        assert!(refused(&|rule| rule.clear = Some(90.0)).contains("well again"));
+        assert!(refused(&|rule| rule.expression = Expression::Each(Quantity::of("mongodb_nonsense"))).contains("does not exist"));
+        assert!(refused(&|rule| rule.expression = Expression::Each(Quantity::of("mongodb_ttl_passes_total"))).contains("rate"));
+        assert!(refused(&|rule| rule.expression = Expression::Each(Quantity::of(METRIC).with("kind", "x"))).contains("label"));
+        assert!(refused(&|rule| rule.threshold = Threshold::Above(f64::NAN)).contains("number"));
+        assert!(refused(&|rule| rule.inhibited_by = vec!["other".to_owned()]).contains("does not exist"));
+        assert!(Alerts::new(vec![rule(), rule()]).is_err());
+    }
+
+    #[test]
+    fn the_rules_that_come_with_it_are_sound_and_survive_being_written_down() {
+        let rules = default_rules(&MonitorSettings::default());
+        Alerts::new(rules.clone()).unwrap();
+        let again: Vec<Rule> = serde_json::from_str(&serde_json::to_string(&rules).unwrap()).unwrap();
+        assert_eq!(again, rules);
+    }
+
+    proptest! {
+        #[test]
+        fn firing_and_resolved_are_told_in_turn(
+            steps in proptest::collection::vec((1..40_i64, proptest::option::of(60..100_u32)), 1..100),
+        ) {
+            let mut alerts = Alerts::new(vec![rule()]).unwrap().with_repeat(Duration::from_secs(1_000_000));
+            let (mut seconds, mut fires, mut above_since) = (0, false, None);
+            for (passed, number) in steps {
+                seconds += passed;
+                let given = match number {
+                    Some(number) => Given::of(&[("a:1", METRIC, f64::from(number))]),
+                    None => Given::of(&[("a:1", METRIC, 0.0)]).without_numbers(),
+                };
+                match number {
+                    Some(81..) => above_since = above_since.or(Some(seconds)),
+                    Some(_) => above_since = None,
+                    None => {}
+                }
+                for alert in alerts.look(at(seconds), &given) {
+                    match alert.phase {
+                        Firing => {
+                            prop_assert!(!fires && above_since.is_some_and(|since| seconds - since >= 60));
+                            fires = true;
+                        }
+                        _ => {
+                            prop_assert!(fires && number.is_some_and(|number| number <= 75));
+                            fires = false;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
