@@ -22,6 +22,15 @@ pub(crate) fn of(monitor: &Monitor, rates_over: Duration) -> String {
         text.push('\n');
     }
     for member in &view.members {
+        for slow in &member.slow_operations {
+            let plan = slow.plan.as_deref().unwrap_or("no plan yet");
+            let application = slow.application.as_deref().unwrap_or("somebody");
+            let _ = writeln!(
+                text,
+                "{}: {:.0} s: {} {} of {application}, {plan}, opid {}: {}",
+                member.host, slow.running_seconds, slow.op, slow.namespace, slow.opid, slow.command
+            );
+        }
         for collector in &member.collectors {
             if let Some(failure) = &collector.failure {
                 let _ = writeln!(text, "{}: {}: {failure}", member.host, collector.name);

@@ -10,6 +10,7 @@ use mongo_core::{
 };
 
 use crate::{
+    current_operations::{self, SlowOperation},
     monitor::MonitorSettings,
     reading::{Epoch, Reading},
     replica_set, server_status,
@@ -22,18 +23,26 @@ pub(crate) enum Collector {
     Up,
     ServerStatus,
     ReplicaSet,
+    CurrentOperations,
 }
 
 /// What a collector has read.
 pub(crate) struct Collected {
     pub(crate) epoch: Option<Epoch>,
     pub(crate) readings: Vec<Reading>,
+    pub(crate) slow_operations: Vec<SlowOperation>,
     /// Why there is not all that there could be.
     pub(crate) lacking: Option<String>,
 }
 
+impl Collected {
+    pub(crate) fn of(readings: Vec<Reading>) -> Self {
+        Self { epoch: None, readings, slow_operations: Vec::new(), lacking: None }
+    }
+}
+
 impl Collector {
-    pub(crate) const ALL: [Self; 3] = [Self::Up, Self::ServerStatus, Self::ReplicaSet];
+    pub(crate) const ALL: [Self; 4] = [Self::Up, Self::ServerStatus, Self::ReplicaSet, Self::CurrentOperations];
 
     pub(crate) fn deadline(self, settings: &MonitorSettings) -> Duration {
         match self {
@@ -52,11 +61,14 @@ impl Collector {
     }
 
     /// Reads through a client that is connected to the member alone.
-    pub(crate) async fn collect(self, client: &Client) -> Result<Collected> {
+    pub(crate) async fn collect(self, client: &Client, settings: &MonitorSettings, own_name: &str) -> Result<Collected> {
         match self {
             Self::Up => up(client).await,
             Self::ServerStatus => read_server_status(client).await,
             Self::ReplicaSet => read_replica_set(client).await,
+            Self::CurrentOperations => {
+                current_operations::read(client, settings.slow_operation, settings.show_values, own_name).await
+            }
         }
     }
 }
@@ -67,6 +79,7 @@ impl fmt::Display for Collector {
             Self::Up => "up",
             Self::ServerStatus => "server_status",
             Self::ReplicaSet => "replica_set",
+            Self::CurrentOperations => "current_operations",
         })
     }
 }
@@ -74,13 +87,13 @@ impl fmt::Display for Collector {
 async fn up(client: &Client) -> Result<Collected> {
     client.database("admin").run_command(doc! { "ping": 1 }).await?;
     let up = metric("mongodb_up").map(|up| Reading::number(up, Vec::new(), 1.0));
-    Ok(Collected { epoch: None, readings: up.into_iter().collect(), lacking: None })
+    Ok(Collected::of(up.into_iter().collect()))
 }
 
 async fn read_server_status(client: &Client) -> Result<Collected> {
     let status = client.database("admin").run_raw_command(server_status::command()).await?;
     let (epoch, readings) = server_status::read(&status);
-    Ok(Collected { epoch, readings, lacking: None })
+    Ok(Collected { epoch, ..Collected::of(readings) })
 }
 
 async fn read_replica_set(client: &Client) -> Result<Collected> {
@@ -88,7 +101,7 @@ async fn read_replica_set(client: &Client) -> Result<Collected> {
         Ok(status) => status,
         // A standalone server has none, and that is in order.
         Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NotFound) => {
-            return Ok(Collected { epoch: None, readings: Vec::new(), lacking: None });
+            return Ok(Collected::of(Vec::new()));
         }
         Err(error) => return Err(error),
     };
@@ -101,7 +114,7 @@ async fn read_replica_set(client: &Client) -> Result<Collected> {
             Err(error) => (None, Some(format!("the oplog cannot be read: {}", error.report()))),
         },
     };
-    Ok(Collected { epoch: None, readings: replica_set::read(&status, window), lacking })
+    Ok(Collected { lacking, ..Collected::of(replica_set::read(&status, window)) })
 }
 
 /// From the oldest entry of a member's oplog to its newest.

@@ -2,6 +2,7 @@
 
 mod alert;
 mod collector;
+mod current_operations;
 mod history;
 mod metric;
 mod monitor;
@@ -15,6 +16,7 @@ pub use alert::{
     Alert, AlertPhase, AlertSink, AlertState, Alerts, CollectingSink, Expression, LogSink, Quantity, Rule, Severity, Silence,
     Threshold, default_rules,
 };
+pub use current_operations::SlowOperation;
 pub use history::{History, Summary};
 pub use metric::{Kind, Metric, Unit};
 pub use monitor::{CollectorView, MemberView, Monitor, MonitorSettings, View};

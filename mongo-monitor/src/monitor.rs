@@ -21,6 +21,7 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
     collector::Collector,
+    current_operations::SlowOperation,
     history::{History, Summary},
     metric::Metric,
     reading::{Reading, Sample},
@@ -36,13 +37,23 @@ pub struct MonitorSettings {
     pub interval: Duration,
     /// How long one reading may take; a member that does not answer for so long holds up nothing else. Default 5 s.
     pub deadline: Duration,
+    /// From how long on an operation is shown in [`MemberView::slow_operations`]. Default 10 s.
+    pub slow_operation: Duration,
+    /// Whether the commands of slow operations are shown with the values in them, which may be anybody's data. Default false.
+    pub show_values: bool,
     /// How long readings are kept for [`Monitor::summary`]. Default one hour.
     pub keep: Duration,
 }
 
 impl Default for MonitorSettings {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(10), deadline: Duration::from_secs(5), keep: Duration::from_secs(3600) }
+        Self {
+            interval: Duration::from_secs(10),
+            deadline: Duration::from_secs(5),
+            slow_operation: Duration::from_secs(10),
+            show_values: false,
+            keep: Duration::from_secs(3600),
+        }
     }
 }
 
@@ -119,7 +130,17 @@ struct Slot {
     sample: Option<Sample>,
     took: Option<Duration>,
     failure: Option<String>,
+    slow_operations: Vec<SlowOperation>,
     attempts: u64,
+}
+
+/// What came of one reading.
+struct Taken {
+    sample: Sample,
+    slow_operations: Vec<SlowOperation>,
+    has_answered: bool,
+    took: Duration,
+    failure: Option<String>,
 }
 
 /// All that was read last, of all members.
@@ -143,13 +164,15 @@ pub struct MemberView {
     /// What was read, in the order of the table. What is older than three intervals is left out.
     #[serde(serialize_with = "crate::reading::with_labels")]
     pub readings: Vec<Reading>,
+    /// What has been under way for long, the longest first; fifty at most.
+    pub slow_operations: Vec<SlowOperation>,
 }
 
 /// How a collector fares.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct CollectorView {
-    /// Its name: `up`, `server_status` or `replica_set`.
+    /// Its name: `up`, `server_status`, `replica_set` or `current_operations`.
     pub name: String,
     /// How old what it has read is, in seconds. `None` before the first time.
     pub age_seconds: Option<f64>,
@@ -273,6 +296,11 @@ impl Monitor {
 }
 
 impl Shared {
+    /// How our own connections name themselves.
+    fn own_name(&self) -> &str {
+        self.options.app_name.as_deref().unwrap_or_default()
+    }
+
     fn members(&self) -> Vec<Arc<Member>> {
         self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -395,12 +423,16 @@ impl Shared {
             let deadline = collector.deadline(&self.settings);
             let collected = tokio::select! {
                 () = member.stop.cancelled() => return,
-                collected = tokio::time::timeout(deadline, collector.collect(&member.client)) => collected,
+                collected = tokio::time::timeout(deadline, collector.collect(&member.client, &self.settings, self.own_name())) => collected,
             };
             let now = self.clock.monotonic();
             let took = now.saturating_sub(begun);
+            let mut slow_operations = Vec::new();
             let (epoch, readings, failure) = match collected {
-                Ok(Ok(collected)) => (collected.epoch, Some(collected.readings), collected.lacking),
+                Ok(Ok(collected)) => {
+                    slow_operations = collected.slow_operations;
+                    (collected.epoch, Some(collected.readings), collected.lacking)
+                }
                 Ok(Err(error)) if error.kind() == ErrorKind::Unauthorized => {
                     (None, None, Some(format!("not allowed, the role clusterMonitor would be enough: {}", error.report())))
                 }
@@ -411,14 +443,15 @@ impl Shared {
             let readings = readings.unwrap_or_else(|| collector.without_answer());
             let taken = DateTime::from_system_time(self.clock.wall());
             let sample = Sample { taken, at: now, epoch, readings };
-            member.take(collector, sample, has_answered, took, failure);
+            member.take(collector, Taken { sample, slow_operations, has_answered, took, failure });
             self.rounds.send_modify(|rounds| *rounds += 1);
         }
     }
 }
 
 impl Member {
-    fn take(&self, collector: Collector, sample: Sample, has_answered: bool, took: Duration, failure: Option<String>) {
+    fn take(&self, collector: Collector, taken: Taken) {
+        let Taken { sample, slow_operations, has_answered, took, failure } = taken;
         let Some(slot) = self.slots.get(&collector) else { return };
         let mut slot = lock(slot);
         // What goes on failing is said once.
@@ -428,6 +461,7 @@ impl Member {
         slot.attempts += 1;
         slot.failure = failure;
         slot.took = Some(took);
+        slot.slow_operations = slow_operations;
         if has_answered || !sample.readings.is_empty() {
             lock(&self.history).record(&sample);
             slot.sample = Some(sample);
@@ -435,12 +469,14 @@ impl Member {
     }
 
     fn view(&self, now: Duration, stale_after: Duration) -> MemberView {
-        let mut view = MemberView { host: self.host.clone(), collectors: Vec::new(), readings: Vec::new() };
+        let mut view =
+            MemberView { host: self.host.clone(), collectors: Vec::new(), readings: Vec::new(), slow_operations: Vec::new() };
         for (collector, slot) in &self.slots {
             let slot = lock(slot);
             let age = slot.sample.as_ref().map(|sample| now.saturating_sub(sample.at));
             if let Some(sample) = slot.sample.as_ref().filter(|_| age.is_some_and(|age| age <= stale_after)) {
                 view.readings.extend(sample.readings.iter().cloned());
+                view.slow_operations.extend(slot.slow_operations.iter().cloned());
             }
             let ours = [("mongodb_monitor_snapshot_age_seconds", age), ("mongodb_monitor_collect_duration_seconds", slot.took)];
             for (name, value) in ours {

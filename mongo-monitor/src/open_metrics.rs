@@ -142,7 +142,7 @@ mod tests {
                 Value::Histogram(HistogramValue { buckets: vec![(0.000_128, 1), (1.048_576, 3)], count: 4, sum: 7.5 }),
             ),
         ];
-        let members = vec![MemberView { host: "a:1".to_owned(), collectors: Vec::new(), readings }];
+        let members = vec![MemberView { host: "a:1".to_owned(), collectors: Vec::new(), readings, slow_operations: Vec::new() }];
         let text = View { at: DateTime::from_millis(0), members }.to_open_metrics();
         let expected = r#"# TYPE mongodb_up gauge
 # HELP mongodb_up Whether the member answered a ping within its deadline

@@ -175,7 +175,7 @@ async fn whoever_may_not_see_the_statistics_sees_who_is_up() {
     let view = monitor.view();
     let only = &view.members[0];
     assert_eq!(only.number("mongodb_up", &[]), Some(1.0));
-    for name in ["server_status", "replica_set"] {
+    for name in ["server_status", "replica_set", "current_operations"] {
         let failure = collector(only, name).failure.clone().unwrap();
         assert!(failure.contains("clusterMonitor") && !failure.contains("secret-word"), "{failure}");
     }
@@ -229,4 +229,52 @@ async fn a_paused_member_alarms_once_and_a_healthy_set_does_not() {
     hung.resume().unwrap();
     assert_eq!(of(told(&mut alerts, &monitor).await), [(hung.host_port(), AlertPhase::Resolved)]);
     monitor.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_operation_is_shown_with_its_shape_and_without_anybodys_data() {
+    let server = TestDeployment::replica_set(1).start().await.unwrap();
+    let mut options = server.client_options().await.unwrap();
+    options.app_name = Some("shop".to_owned());
+    let orders = mongo_core::mongodb::Client::with_options(options).unwrap().database("shop").collection::<Document>("orders");
+    orders.insert_one(doc! { "email": "ada@example.org" }).await.unwrap();
+    let admin = server.client().await.unwrap().database("admin");
+    // Hangs where the operation is under way already, which `failCommand` does not.
+    let hang = async |mode: &str| {
+        let data = doc! { "nss": "shop.orders" };
+        admin
+            .run_command(doc! { "configureFailPoint": "waitInFindBeforeMakingBatch", "mode": mode, "data": data })
+            .await
+            .unwrap();
+    };
+    for show_values in [false, true] {
+        hang("alwaysOn").await;
+        let mut settings = MonitorSettings::default();
+        settings.interval = Duration::from_millis(100);
+        settings.slow_operation = Duration::from_millis(500);
+        settings.show_values = show_values;
+        let monitor = Monitor::start(ConnectOptions::from_uri(server.uri()).unwrap(), settings.clone()).await.unwrap();
+        monitor.sampled().await;
+        assert!(monitor.view().members[0].slow_operations.is_empty(), "{:?}", monitor.view().members[0].slow_operations);
+        let orders = orders.clone();
+        let finding = tokio::spawn(async move { orders.find_one(doc! { "email": "ada@example.org" }).await });
+        let view = until(&monitor, "it is slow", |view| !view.members[0].slow_operations.is_empty()).await;
+        let slow = &view.members[0].slow_operations[0];
+        assert_eq!(
+            (&*slow.op, &*slow.namespace, slow.application.as_deref()),
+            ("query", "shop.orders", Some("shop")),
+            "{slow:?}"
+        );
+        assert!(slow.running_seconds >= 0.5);
+        let email = slow.command.get_document("filter").unwrap().get_str("email").unwrap();
+        assert_eq!(email, if show_values { "ada@example.org" } else { "?" });
+        let everything = format!("{view:?} {} {}", serde_json::to_string(&view).unwrap(), view.to_open_metrics());
+        assert_eq!(everything.contains("ada@"), show_values, "{everything}");
+        let news = Alerts::new(default_rules(&settings)).unwrap().evaluate(&monitor);
+        assert_eq!(news.iter().map(|alert| &*alert.rule).collect::<Vec<_>>(), ["slow_operation"], "{news:?}");
+        hang("off").await;
+        finding.await.unwrap().unwrap();
+        until(&monitor, "it is over", |view| view.members[0].slow_operations.is_empty()).await;
+        monitor.stop().await;
+    }
 }

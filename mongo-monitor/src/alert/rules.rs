@@ -26,6 +26,7 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
     let queue = || Expression::Sum(vec![q("mongodb_global_lock_queue")]);
     let checkpoint = || Expression::Each(q("mongodb_checkpoint_duration_seconds").with("which", "recent"));
     let blind = || Expression::Each(q("mongodb_monitor_snapshot_age_seconds"));
+    let oldest = || Expression::Each(q("mongodb_currentop_oldest_seconds"));
     let rounds = |count: u32| (settings.interval * count + settings.deadline).as_secs_f64();
     vec![
         Make::warning("instance_down", Expression::Each(q("mongodb_up")), Threshold::Below(0.5), "a member does not answer: look at its process, host and network")
@@ -151,6 +152,21 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
         )
         .lasting(300)
         .rule,
+        Make::warning(
+            "slow_operation",
+            oldest(),
+            Threshold::Above(settings.slow_operation.as_secs_f64()),
+            "an operation has been under way for long: the monitor shows which",
+        )
+        .unless(&["long_operation", "endless_operation"])
+        .rule,
+        Make::warning("long_operation", oldest(), Threshold::Above(300.0), "an operation has been under way for five minutes")
+            .lasting(60)
+            .unless(&["endless_operation"])
+            .rule,
+        Make::critical("endless_operation", oldest(), Threshold::Above(1800.0), "an operation has been under way for half an hour")
+            .lasting(60)
+            .rule,
         // So that what is not known is never taken for being well.
         Make::warning("monitor_blind", blind(), Threshold::Above(rounds(3)), "what is shown of a member is old: it cannot be read")
             .unless(&["instance_down", "instance_down_long", "monitor_blind_long"])
