@@ -44,7 +44,11 @@ pub(crate) fn of(monitor: &Monitor, rates_over: Duration) -> String {
 pub(crate) fn of_alerts(alerts: &[Alert]) -> String {
     let mut text = String::new();
     for alert in alerts.iter().filter(|alert| alert.muted.is_none()) {
-        let state = if alert.phase == AlertPhase::Firing { "FIRING " } else { "pending" };
+        let state = match alert.phase {
+            AlertPhase::Firing => "FIRING  ",
+            AlertPhase::Resolved => "resolved",
+            _ => "pending ",
+        };
         let value = alert.value.map(|value| format!(", {value:.2}")).unwrap_or_default();
         let _ = writeln!(text, "{state}  {}  {}{value}: {}", alert.severity, alert.id, alert.summary);
     }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::{
     metric::{Kind, Metric},
     reading::{Epoch, Sample},
+    table::metric,
 };
 
 /// The readings of one member over a while.
@@ -141,6 +142,18 @@ impl History {
         series.filter_map(|((_, labels), _)| Some((labels.clone(), rate(labels)?))).collect()
     }
 
+    /// What every series was over the newest while of a length.
+    pub(crate) fn summaries(&self, last: Duration) -> Vec<(&'static Metric, Vec<String>, Summary)> {
+        let summary = |(name, labels): &Key| {
+            let metric = metric(name)?;
+            let borrowed: Vec<&str> = labels.iter().map(String::as_str).collect();
+            Some((metric, labels.clone(), self.summary(metric, &borrowed, last)?))
+        };
+        let mut summaries: Vec<_> = self.series.keys().filter_map(summary).collect();
+        summaries.sort_by(|(a, labels, _), (b, others, _)| (a.name, labels).cmp(&(b.name, others)));
+        summaries
+    }
+
     /// How many series there are.
     pub fn len(&self) -> usize {
         self.series.len()
@@ -158,7 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{reading::Reading, table::metric};
+    use crate::reading::Reading;
 
     fn sample(seconds: u64, pid: i64, requests: f64) -> Sample {
         let metric = metric("mongodb_network_requests_total").unwrap();

@@ -4,6 +4,8 @@ mod alert;
 mod collector;
 mod current_operations;
 mod history;
+#[cfg(feature = "http")]
+mod http;
 mod metric;
 mod monitor;
 mod open_metrics;
@@ -18,6 +20,8 @@ pub use alert::{
 };
 pub use current_operations::SlowOperation;
 pub use history::{History, Summary};
+#[cfg(feature = "http")]
+pub use http::router;
 pub use metric::{Kind, Metric, Unit};
 pub use monitor::{CollectorView, MemberView, Monitor, MonitorSettings, View};
 pub use open_metrics::OPEN_METRICS_CONTENT_TYPE;

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
+    alert::{Alert, Alerts},
     collector::Collector,
     current_operations::SlowOperation,
     history::{History, Summary},
@@ -97,14 +98,16 @@ pub struct Monitor {
     watching: tokio::task::JoinHandle<()>,
 }
 
+/// What the monitor and its tasks have in common.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     client: Client,
     options: ClientOptions,
     settings: MonitorSettings,
     clock: Arc<dyn Clock>,
     members: RwLock<BTreeMap<String, Arc<Member>>>,
     stop: CancellationToken,
+    alerts: Mutex<Option<Alerts>>,
     /// Counts what was read, for who waits for it.
     rounds: tokio::sync::watch::Sender<u64>,
 }
@@ -230,6 +233,7 @@ impl Monitor {
             clock,
             members: RwLock::default(),
             stop: CancellationToken::new(),
+            alerts: Mutex::default(),
             rounds: tokio::sync::watch::Sender::new(0),
         });
         let watching = tokio::spawn(Arc::clone(&shared).watch());
@@ -254,9 +258,7 @@ impl Monitor {
 
     /// What was read last. Asks nobody: it takes as long as copying it.
     pub fn view(&self) -> View {
-        let now = self.shared.clock.monotonic();
-        let members = self.shared.members().iter().map(|member| member.view(now, self.shared.settings.stale_after())).collect();
-        View { at: DateTime::from_system_time(self.shared.clock.wall()), members }
+        self.shared.view()
     }
 
     /// What a metric of a member was over the newest while; `labels` are the values of its labels in their order.
@@ -267,9 +269,36 @@ impl Monitor {
         lock(&members.get(host)?.history).summary(metric(name)?, labels, last)
     }
 
+    /// Has alerts evaluated in every round from now on, in place of those it had.
+    pub fn alert(&self, alerts: Alerts) {
+        *lock(&self.shared.alerts) = Some(alerts);
+    }
+
+    /// What is pending and what fires, of the alerts that were given to [`alert`](Self::alert).
+    pub fn alerts(&self) -> Vec<Alert> {
+        lock(&self.shared.alerts).as_ref().map(Alerts::active).unwrap_or_default()
+    }
+
+    /// Works with the alerts that were given to [`alert`](Self::alert): to silence some, or to save their state.
+    pub fn with_alerts<T>(&self, work: impl FnOnce(&mut Alerts) -> T) -> Option<T> {
+        lock(&self.shared.alerts).as_mut().map(work)
+    }
+
+    /// What every series of a member was over the newest while of a length.
+    pub(crate) fn summaries(&self, host: &str, last: Duration) -> Vec<(&'static Metric, Vec<String>, Summary)> {
+        let members = self.shared.members.read().unwrap_or_else(PoisonError::into_inner);
+        members.get(host).map(|member| lock(&member.history).summaries(last)).unwrap_or_default()
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Shared {
     /// The time by both hands of the clock.
     pub(crate) fn now(&self) -> (Duration, DateTime) {
-        (self.shared.clock.monotonic(), DateTime::from_system_time(self.shared.clock.wall()))
+        (self.clock.monotonic(), DateTime::from_system_time(self.clock.wall()))
     }
 
     /// The rates of a member's counters that are wanted.
@@ -280,11 +309,19 @@ impl Monitor {
         last: Duration,
         is_wanted: impl Fn(&[String]) -> bool,
     ) -> Vec<(Vec<String>, f64)> {
-        let members = self.shared.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
         let Some(member) = members.get(host) else { return Vec::new() };
-        lock(&member.history).rates(metric, last, self.shared.settings.stale_after(), is_wanted)
+        lock(&member.history).rates(metric, last, self.settings.stale_after(), is_wanted)
     }
 
+    pub(crate) fn view(&self) -> View {
+        let now = self.clock.monotonic();
+        let members = self.members().iter().map(|member| member.view(now, self.settings.stale_after())).collect();
+        View { at: DateTime::from_system_time(self.clock.wall()), members }
+    }
+}
+
+impl Monitor {
     /// Stops, and closes all connections.
     pub async fn stop(self) {
         self.shared.stop.cancel();
@@ -331,6 +368,9 @@ impl Shared {
                 }
             };
             self.take_up(hosts, &mut sampling);
+            if let Some(alerts) = lock(&self.alerts).as_mut() {
+                alerts.evaluate_in(&self);
+            }
             while sampling.try_join_next().is_some() {}
         }
         for member in self.members() {

@@ -278,3 +278,79 @@ async fn a_slow_operation_is_shown_with_its_shape_and_without_anybodys_data() {
         monitor.stop().await;
     }
 }
+
+/// The status and the body of an answer.
+async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_readiness_follow_a_set_that_loses_its_primary_and_its_life() {
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let monitor = std::sync::Arc::new(watching(&server).await);
+    let up = Expression::Each(Quantity::of("mongodb_up"));
+    let down = Rule::new("down", Severity::Critical, up, Threshold::Below(0.5), "look at it");
+    monitor.alert(Alerts::new(vec![down]).unwrap());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = mongo_monitor::router(std::sync::Arc::clone(&monitor));
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+    // Asks until the answer is as expected.
+    let until = async |path: &str, is_so: &dyn Fn(u16, &serde_json::Value) -> bool| {
+        let mut last = None;
+        let asking = async {
+            loop {
+                let (status, body) = get(address, path).await;
+                let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+                let so = is_so(status, &body);
+                last = Some((status, body));
+                if so {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let timed_out = tokio::time::timeout(Duration::from_secs(60), asking).await.is_err();
+        let (status, body) = last.unwrap();
+        assert!(!timed_out, "{path}: {status} {body:#}");
+        body
+    };
+    until("/health", &|status, health| status == 200 && health["status"] == "healthy" && health["members_up"] == 3).await;
+    until("/ready", &|status, _| status == 200).await;
+    let status = until("/api/replication/status", &|_, status| {
+        status["members"].as_array().unwrap().iter().filter(|member| member["lag_seconds"].is_number()).count() == 2
+    })
+    .await;
+    assert!(status["primary"].is_string() && status["term"].as_f64().unwrap() >= 1.0, "{status:#}");
+    let (code, text) = get(address, "/metrics").await;
+    assert!(code == 200 && text.ends_with("# EOF\n") && text.contains("mongodb_member_state"));
+    let host = server.member(0).host_port();
+    until("/api/dashboard?range=60", &|_, dashboard| {
+        let mut series = dashboard["over_range"][&host].as_array().unwrap().iter();
+        series.any(|series| series["name"] == "mongodb_operations_total" && series["rate"].is_number())
+    })
+    .await;
+    assert_eq!(get(address, "/api/dashboard?range=soon").await.0, 400);
+    assert_eq!(get(address, "/nothing").await.0, 404);
+
+    // Two of three are gone: the last one sees no majority.
+    let primary = server.primary().await.unwrap();
+    server.member(primary).kill().unwrap();
+    server.member((primary + 1) % 3).kill().unwrap();
+    until("/ready", &|status, _| status == 503).await;
+    until("/health", &|status, health| {
+        status == 200 && health["status"] == "degraded" && health["members_up"] == 1 && health["critical"] == 2
+    })
+    .await;
+    let dashboard = until("/api/dashboard", &|_, dashboard| dashboard["alerts"].as_array().unwrap().len() == 2).await;
+    assert_eq!(dashboard["alerts"][0]["phase"], "firing");
+    server.member((primary + 2) % 3).kill().unwrap();
+    until("/health", &|status, health| status == 503 && health["status"] == "down").await;
+    serving.abort();
+}

@@ -13,7 +13,7 @@ use super::{
     rule::{Expression, Quantity, Rule, Severity},
     sink::AlertSink,
 };
-use crate::monitor::{Monitor, View};
+use crate::monitor::{Monitor, Shared, View};
 
 /// Rules, the state of their alerts, and who is told.
 ///
@@ -165,7 +165,7 @@ pub(super) trait Readings {
 
 /// What a monitor shows at one time.
 struct Shown<'a> {
-    monitor: &'a Monitor,
+    monitor: &'a Shared,
     view: View,
 }
 
@@ -242,6 +242,10 @@ impl Alerts {
 
     /// Looks at what a monitor has read last, and tells the sinks what is new. Gives the same.
     pub fn evaluate(&mut self, monitor: &Monitor) -> Vec<Alert> {
+        self.evaluate_in(monitor.shared())
+    }
+
+    pub(crate) fn evaluate_in(&mut self, monitor: &Shared) -> Vec<Alert> {
         let (at, wall) = monitor.now();
         self.look(
             Moment { at: i64::try_from(at.as_millis()).unwrap_or(i64::MAX), wall },
