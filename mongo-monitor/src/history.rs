@@ -21,7 +21,7 @@ pub struct History {
     keep: Duration,
     series: HashMap<Key, VecDeque<Point>>,
     /// The run of the process that was seen last, and how many there were before.
-    run: (Option<Epoch>, u32),
+    run: (Option<(Epoch, Duration)>, u32),
     newest: Duration,
 }
 
@@ -64,10 +64,11 @@ impl History {
     /// Takes a sample in. One that is not newer than the last, as by a late answer, is left out.
     pub fn record(&mut self, sample: &Sample) {
         if let Some(epoch) = sample.epoch {
-            if self.run.0.is_some_and(|before| !before.is_same(&epoch)) {
+            let goes_on = |(before, at): (Epoch, Duration)| epoch.goes_on_from(&before, sample.at.saturating_sub(at));
+            if self.run.0.is_some_and(|before| !goes_on(before)) {
                 self.run.1 += 1;
             }
-            self.run.0 = Some(epoch);
+            self.run.0 = Some((epoch, sample.at));
         }
         self.newest = self.newest.max(sample.at);
         for reading in &sample.readings {
@@ -173,12 +174,13 @@ mod tests {
     use super::*;
     use crate::reading::Reading;
 
-    fn sample(seconds: u64, pid: i64, requests: f64) -> Sample {
+    /// Runs of a process are told apart by where they began; it is always the same process id, as in a container.
+    fn sample(seconds: u64, began: u64, requests: f64) -> Sample {
         let metric = metric("mongodb_network_requests_total").unwrap();
         Sample {
             taken: DateTime::from_millis(0),
             at: Duration::from_secs(seconds),
-            epoch: Some(Epoch { pid, started: DateTime::from_millis(pid * 1_000_000) }),
+            epoch: Some(Epoch { pid: 1, started: DateTime::from_millis(0), uptime: Duration::from_secs(seconds - began) }),
             readings: vec![Reading::number(metric, Vec::new(), requests)],
         }
     }
@@ -190,7 +192,7 @@ mod tests {
     #[test]
     fn a_restart_is_a_gap_and_no_negative_rate() {
         let mut history = History::new(Duration::from_secs(100));
-        for (seconds, pid, requests) in [(0, 1, 1000.0), (10, 1, 1100.0), (20, 2, 5.0), (30, 2, 105.0)] {
+        for (seconds, pid, requests) in [(1000, 0, 1000.0), (1010, 0, 1100.0), (1020, 1019, 5.0), (1030, 1019, 105.0)] {
             history.record(&sample(seconds, pid, requests));
         }
         let summary = rate(&history, 100).unwrap();
@@ -202,17 +204,30 @@ mod tests {
     #[test]
     fn a_process_that_began_anew_and_counted_further_is_noticed_too() {
         let mut history = History::new(Duration::from_secs(100));
-        history.record(&sample(0, 1, 10.0));
-        history.record(&sample(10, 2, 500.0));
+        history.record(&sample(1000, 0, 10.0));
+        history.record(&sample(1010, 1009, 500.0));
         let summary = rate(&history, 100).unwrap();
         assert_eq!((summary.rate, summary.has_gap), (None, true));
     }
 
     #[test]
+    fn a_clock_that_is_set_is_no_restart() {
+        let mut history = History::new(Duration::from_secs(100));
+        for (seconds, clock) in [(1000, 0), (1010, 3_600_000), (1020, -86_400_000)] {
+            let mut sample = sample(seconds, 0, seconds as f64);
+            sample.epoch.as_mut().unwrap().started = DateTime::from_millis(clock);
+            sample.taken = DateTime::from_millis(clock);
+            history.record(&sample);
+        }
+        let summary = rate(&history, 100).unwrap();
+        assert_eq!((summary.rate, summary.has_gap), (Some(1.0), false));
+    }
+
+    #[test]
     fn old_readings_and_series_that_ended_are_forgotten() {
         let mut history = History::new(Duration::from_secs(30));
-        (0..10).for_each(|second| history.record(&sample(second, 1, 0.0)));
-        let mut other = sample(60, 1, 0.0);
+        (0..10).for_each(|second| history.record(&sample(second, 0, 0.0)));
+        let mut other = sample(60, 0, 0.0);
         other.readings[0].metric = metric("mongodb_ttl_passes_total").unwrap();
         history.record(&other);
         assert_eq!(history.len(), 1);
@@ -222,19 +237,19 @@ mod tests {
     proptest! {
         #[test]
         fn no_rate_is_negative_or_larger_than_the_fastest_second(
-            steps in proptest::collection::vec((1..20_u64, 0..1000_u32, any::<bool>()), 1..50),
+            steps in proptest::collection::vec((3..20_u64, 0..1000_u32, any::<bool>()), 1..50),
         ) {
             let mut history = History::new(Duration::from_secs(10_000));
-            let (mut at, mut count, mut pid, mut fastest) = (0, 0.0, 1, 0.0_f64);
+            let (mut at, mut count, mut began, mut fastest) = (100, 0.0, 0, 0.0_f64);
             for (seconds, more, restarts) in steps {
                 at += seconds;
                 if restarts {
-                    (pid, count) = (pid + 1, 0.0);
+                    (began, count) = (at, 0.0);
                 } else {
                     fastest = fastest.max(f64::from(more) / seconds as f64);
                 }
                 count += f64::from(more);
-                history.record(&sample(at, pid, count));
+                history.record(&sample(at, began, count));
             }
             let summary = rate(&history, 10_000).unwrap();
             if let Some(rate) = summary.rate {

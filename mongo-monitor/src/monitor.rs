@@ -323,12 +323,22 @@ impl Shared {
 
 impl Monitor {
     /// Stops, and closes all connections.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.shared.stop.cancel();
-        if let Err(error) = self.watching.await {
+        if let Err(error) = (&mut self.watching).await {
             tracing::error!(%error, "a monitor ended otherwise than by being stopped");
         }
+        for member in self.shared.members() {
+            member.client.clone().shutdown().immediate(true).await;
+        }
         self.shared.client.clone().shutdown().immediate(true).await;
+    }
+}
+
+impl Drop for Monitor {
+    /// Whoever drops a monitor without stopping it leaves nothing running either; only nobody waits for it.
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
     }
 }
 

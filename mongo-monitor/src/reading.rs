@@ -74,15 +74,20 @@ impl Reading {
 pub struct Epoch {
     /// The process id.
     pub pid: i64,
-    /// When the process began, to the second: both clocks that tell it tick.
+    /// When the process began, by the server's wall clock. That can be set while the process runs.
     pub started: DateTime,
+    /// How long it has been running.
+    pub uptime: Duration,
 }
 
 impl Epoch {
-    /// Whether both are of the same run. The server's clock may be set meanwhile, by seconds: then the process id tells.
-    pub fn is_same(&self, other: &Self) -> bool {
-        let apart = self.started.timestamp_millis().abs_diff(other.started.timestamp_millis());
-        self.pid == other.pid && apart < CLOCKS_DRIFT
+    /// Whether this is of the same run as another, which was read so long before.
+    ///
+    /// Looks at no wall clock: one may be set. The process id alone does not tell, as in a container it is always the same; but whoever has run
+    /// on has run for longer by as much as has passed.
+    pub fn goes_on_from(&self, before: &Self, passed: Duration) -> bool {
+        let has_run_on = self.uptime >= before.uptime && self.uptime + TOLERANCE >= before.uptime + passed;
+        self.pid == before.pid && has_run_on
     }
 }
 
@@ -139,4 +144,5 @@ pub(crate) fn with_labels<S: Serializer>(readings: &[Reading], serializer: S) ->
     serializer.collect_seq(readings.iter().map(Labelled))
 }
 
-const CLOCKS_DRIFT: u64 = 60_000;
+/// An answer may take a while, either time. No server ends and begins again within it.
+const TOLERANCE: Duration = Duration::from_secs(2);

@@ -2,6 +2,8 @@
 //!
 //! A field that a version does not have, or has as something else than a number, is passed over.
 
+use std::time::Duration;
+
 use mongo_core::bson::{Bson, DateTime, Document, RawDocumentBuf, rawdoc};
 
 use crate::{
@@ -51,7 +53,9 @@ fn epoch(status: &Document) -> Option<Epoch> {
     let started = DateTime::from_millis((now - uptime as i64).div_euclid(1000) * 1000);
     #[expect(clippy::cast_possible_truncation, reason = "a process id")]
     let pid = number(status.get("pid")?)? as i64;
-    Some(Epoch { pid, started })
+    #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "no process has run for less than nothing")]
+    let uptime = Duration::from_millis(uptime.max(0.0) as u64);
+    Some(Epoch { pid, started, uptime })
 }
 
 fn instance(status: &Document) -> Option<Reading> {

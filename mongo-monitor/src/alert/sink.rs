@@ -9,7 +9,7 @@ use super::engine::{Alert, AlertPhase};
 
 /// Is told of alerts: of all that began, went on for long enough to be told again, or were resolved in a round, together.
 ///
-/// Called on the caller's thread: one that sends over a network hands them on.
+/// Called where the alerts are evaluated: one that sends over a network hands them on, and none may ask the monitor for its alerts meanwhile.
 pub trait AlertSink: fmt::Debug + Send + Sync + 'static {
     /// Takes the news of a round; never none.
     fn tell(&self, news: &[Alert]);
