@@ -164,7 +164,7 @@ pub struct MemberView {
     pub host: String,
     /// How its collectors fare.
     pub collectors: Vec<CollectorView>,
-    /// What was read, in the order of the table. What is older than three intervals is left out.
+    /// What was read, collector by collector. What is older than three intervals is left out.
     #[serde(serialize_with = "crate::reading::with_labels")]
     pub readings: Vec<Reading>,
     /// What has been under way for long, the longest first; fifty at most.
@@ -254,6 +254,15 @@ impl Monitor {
                 return;
             }
         }
+    }
+
+    /// Waits until something was read anew, of whichever member.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does nothing.
+    pub async fn changed(&self) {
+        // The other end is ours, so it cannot be gone.
+        let _ = self.shared.rounds.subscribe().changed().await;
     }
 
     /// What was read last. Asks nobody: it takes as long as copying it.
@@ -366,18 +375,17 @@ impl Shared {
                 () = self.stop.cancelled() => break,
                 found = tokio::time::timeout(self.settings.deadline, self.find_members()) => found,
             };
-            let hosts = match found.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer in time"))) {
-                Ok(hosts) => hosts,
+            match found.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer in time"))) {
+                Ok(hosts) => self.take_up(hosts, &mut sampling),
                 Err(error) => {
                     tracing::debug!(error = %error.report(), "the members cannot be asked for");
-                    // Somebody is asked who is known from the beginning, and found to be down.
-                    match self.members().is_empty() {
-                        true => self.options.hosts.iter().map(ToString::to_string).collect(),
-                        false => continue,
+                    // Who is known stays known. Before anybody is, those are asked who are named in the options, and found to be down.
+                    if self.members().is_empty() {
+                        self.take_up(self.options.hosts.iter().map(ToString::to_string).collect(), &mut sampling);
                     }
                 }
-            };
-            self.take_up(hosts, &mut sampling);
+            }
+            // Also, and above all, when nobody answers.
             if let Some(alerts) = lock(&self.alerts).as_mut() {
                 alerts.evaluate_in(&self);
             }
@@ -405,10 +413,14 @@ impl Shared {
         for list in ["hosts", "passives", "arbiters"] {
             hosts.extend(hello.get_array(list).into_iter().flatten().filter_map(Bson::as_str).map(str::to_owned));
         }
-        // Hidden members only those see who may see the status.
-        if let Ok(status) = admin.run_command(doc! { "replSetGetStatus": 1 }).selection_criteria(nearest).await {
-            let members = status.get_array("members").into_iter().flatten().filter_map(Bson::as_document);
-            hosts.extend(members.filter_map(|member| member.get_str("name").ok()).map(str::to_owned));
+        // Hidden members only those see who may see the status. Any other failure must not make them look as if they were gone.
+        match admin.run_command(doc! { "replSetGetStatus": 1 }).selection_criteria(nearest).await.map_err(Error::from) {
+            Ok(status) => {
+                let members = status.get_array("members").into_iter().flatten().filter_map(Bson::as_document);
+                hosts.extend(members.filter_map(|member| member.get_str("name").ok()).map(str::to_owned));
+            }
+            Err(error) if error.kind() == ErrorKind::Unauthorized => {}
+            Err(error) => return Err(error),
         }
         Ok(hosts)
     }

@@ -102,7 +102,7 @@ pub struct Sample {
     pub at: Duration,
     /// The run of the server's process, where the answer tells it.
     pub epoch: Option<Epoch>,
-    /// The readings, in the order of the table.
+    /// The readings.
     #[serde(serialize_with = "with_labels")]
     pub readings: Vec<Reading>,
 }

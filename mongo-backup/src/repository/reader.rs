@@ -85,7 +85,9 @@ impl Repository {
             Err(error) => return Err(error),
         };
         let this = self.clone();
-        if stored.len() <= WORTH_A_THREAD {
+        let blocks = wanted.chunk_by(|(_, a), (_, b)| a.block == b.block).filter_map(<[_]>::first);
+        // What comes of a block says how long it takes: few bytes can become very many.
+        if blocks.map(|(_, location)| u64::from(location.block.plain)).sum::<u64>() <= WORTH_A_THREAD {
             return this.decode_run(content, &wanted, start, &stored).map(Ok);
         }
         // Decompressing and hashing are work for a blocking thread, not for the runtime's.
@@ -260,4 +262,4 @@ fn runs(sorted: &[(usize, Location)]) -> Vec<Range<usize>> {
 const GAP: u64 = 64 << 10;
 const RUNS_AT_ONCE: usize = 4;
 /// What takes longer than to wake a thread up.
-const WORTH_A_THREAD: usize = 96 << 10;
+const WORTH_A_THREAD: u64 = 192 << 10;
