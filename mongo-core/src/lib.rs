@@ -15,6 +15,9 @@ pub mod replica_set;
 mod replication_mode;
 mod retry;
 pub mod state;
+#[cfg(feature = "http-client")]
+#[doc(hidden)]
+pub mod tls;
 pub mod transfer;
 pub mod transform;
 

@@ -4,6 +4,11 @@
 //! unit (`_seconds`, `_bytes`) and counters end in `_total`, as Prometheus and OpenMetrics ask. Label sets are closed:
 //! no namespace, `_id` or address becomes a label unless the host asks for it.
 
+#[cfg(feature = "metrics")]
+mod facade;
+#[cfg(feature = "opentelemetry")]
+mod opentelemetry;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -12,6 +17,11 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
+
+#[cfg(feature = "metrics")]
+pub use facade::MetricsFacade;
+#[cfg(feature = "opentelemetry")]
+pub use opentelemetry::OpenTelemetryMetrics;
 
 /// Makes handles for metrics.
 ///

@@ -357,25 +357,11 @@ struct Connector;
 
 impl HttpConnector for Connector {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        use rustls_platform_verifier::BuilderVerifierExt as _;
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| object_store::Error::Generic {
             store: "HTTP client",
             source: error,
         };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = || {
-            rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-                .with_safe_default_protocol_versions()
-                .map_err(|error| failed(error.into()))
-        };
-        let tls = match builder()?.with_platform_verifier() {
-            Ok(builder) => builder.with_no_client_auth(),
-            Err(error) => {
-                // A store without TLS can be used all the same; one with it will say that it is not trusted.
-                tracing::warn!(%error, "the machine trusts no certificate authority");
-                builder()?.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
-            }
-        };
+        let tls = mongo_core::tls::client_config().map_err(|error| failed(error.into()))?;
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT)

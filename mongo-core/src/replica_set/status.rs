@@ -19,6 +19,14 @@ pub struct ReplicaSetStatus {
     pub term: i64,
     /// The members, in the order of the configuration.
     pub members: Vec<MemberStatus>,
+    /// When the member answered, by its own clock.
+    pub at: Option<DateTime>,
+    /// When the newest operation was made that the asked member has applied; that and the following by the primary's clock. `None` for arbiters.
+    pub applied_at: Option<DateTime>,
+    /// The same, of the newest operation that it has in its journal.
+    pub durable_at: Option<DateTime>,
+    /// The same, of the newest operation that, as far as it knows, a majority of the members has.
+    pub majority_at: Option<DateTime>,
 }
 
 impl ReplicaSetStatus {
@@ -45,7 +53,19 @@ impl ReplicaSetStatus {
             .iter()
             .map(|member| member.as_document().and_then(MemberStatus::from_document).ok_or_else(|| malformed("members")))
             .collect::<Result<_>>()?;
-        Ok(Self { name, term, members })
+        // Without data there is a zero.
+        let date = |of: &Document, name: &str| of.get_datetime(name).ok().copied().filter(|at| at.timestamp_millis() > 0);
+        let reached = |name: &str| reply.get_document("optimes").ok().and_then(|optimes| date(optimes, name));
+        let (applied_at, durable_at) = (reached("lastAppliedWallTime"), reached("lastDurableWallTime"));
+        Ok(Self {
+            name,
+            term,
+            members,
+            at: date(reply, "date"),
+            applied_at,
+            durable_at,
+            majority_at: reached("lastCommittedWallTime"),
+        })
     }
 }
 
@@ -72,6 +92,8 @@ pub struct MemberStatus {
     pub applied_at: Option<DateTime>,
     /// Round trip of heartbeats. `None` for the member that was asked.
     pub ping: Option<Duration>,
+    /// When the asked member last heard of it, by the clock of the asked one. `None` for the asked one itself.
+    pub heard_at: Option<DateTime>,
     /// The member that it replicates from.
     pub sync_source: Option<String>,
     /// Version of the configuration that it has.
@@ -100,6 +122,7 @@ impl MemberStatus {
             applied,
             applied_at: applied.and_then(|_| member.get_datetime("optimeDate").ok().copied()),
             ping: member.get("pingMs").and_then(integer).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis),
+            heard_at: member.get_datetime("lastHeartbeatRecv").ok().copied().filter(|at| at.timestamp_millis() > 0),
             sync_source: text("syncSourceHost"),
             config_version: member.get("configVersion").and_then(integer).unwrap_or(-1),
             message: text("lastHeartbeatMessage").or_else(|| text("infoMessage")),
