@@ -9,7 +9,10 @@ use mongo_core::{
 };
 use serde::Serialize;
 
-use crate::{collector::Collected, reading::Reading, table::metric};
+use crate::{
+    collector::Collected,
+    reading::{Reading, reading},
+};
 
 /// An operation that has been under way for longer than [`slow_operation`](crate::MonitorSettings::slow_operation).
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -55,6 +58,7 @@ pub(crate) async fn read(client: &Client, slow: Duration, with_values: bool, own
         doc! { "$limit": OPERATIONS },
         doc! { "$project": {
             "opid": 1, "op": 1, "ns": 1, "microsecs_running": 1, "waitingForLock": 1, "appName": 1, "client": 1, "planSummary": 1,
+            "queue": "$currentQueue.name",
             "command": { "$cond": [{ "$gte": ["$microsecs_running", slow_micros] }, "$command", "$$REMOVE"] },
         } },
     ];
@@ -70,20 +74,35 @@ pub(crate) async fn read(client: &Client, slow: Duration, with_values: bool, own
 fn readings(operations: &[Document]) -> Vec<Reading> {
     // All kinds, also those of which there are none now: that there are none is known.
     let mut kinds: BTreeMap<&str, (f64, f64)> = KINDS.into_iter().map(|kind| (kind, (0.0, 0.0))).collect();
+    let mut plans: BTreeMap<&str, f64> = PLANS.into_iter().map(|plan| (plan, 0.0)).collect();
+    let mut queues: BTreeMap<&str, f64> = BTreeMap::new();
     let mut waiting = 0.0;
     for operation in operations {
+        if let Ok(summary) = operation.get_str("planSummary") {
+            let is = |prefix: &str| summary.starts_with(prefix);
+            let plan = if is("COLLSCAN") {
+                "collscan"
+            } else if is("IXSCAN") || is("IDHACK") {
+                "ixscan"
+            } else {
+                "other"
+            };
+            *plans.entry(plan).or_default() += 1.0;
+        }
+        if let Ok(queue) = operation.get_str("queue") {
+            *queues.entry(queue).or_default() += 1.0;
+        }
         if let Some((count, oldest)) = operation.get_str("op").ok().and_then(|op| kinds.get_mut(op)) {
             *count += 1.0;
             *oldest = oldest.max(running(operation).unwrap_or(0.0));
         }
         waiting += f64::from(u8::from(operation.get_bool("waitingForLock").unwrap_or(false)));
     }
-    let number = |name: &str, label: Option<&str>, value: f64| {
-        metric(name).map(|metric| Reading::number(metric, label.map(str::to_owned).into_iter().collect(), value))
-    };
-    let active = kinds.iter().filter_map(|(kind, (count, _))| number("mongodb_currentop_active", Some(kind), *count));
-    let oldest = kinds.iter().filter_map(|(kind, (_, oldest))| number("mongodb_currentop_oldest_seconds", Some(kind), *oldest));
-    active.chain(oldest).chain(number("mongodb_currentop_waiting_lock", None, waiting)).collect()
+    let active = kinds.iter().filter_map(|(kind, (count, _))| reading("mongodb_currentop_active", &[kind], *count));
+    let oldest = kinds.iter().filter_map(|(kind, (_, oldest))| reading("mongodb_currentop_oldest_seconds", &[kind], *oldest));
+    let plans = plans.iter().filter_map(|(plan, count)| reading("mongodb_currentop_plans", &[plan], *count));
+    let queues = queues.iter().filter_map(|(queue, count)| reading("mongodb_currentop_queued", &[queue], *count));
+    active.chain(oldest).chain(reading("mongodb_currentop_waiting_lock", &[], waiting)).chain(plans).chain(queues).collect()
 }
 
 fn running(operation: &Document) -> Option<f64> {
@@ -136,6 +155,7 @@ fn shape(value: &Bson) -> Bson {
 }
 
 const KINDS: [&str; 6] = ["query", "insert", "update", "remove", "getmore", "command"];
+const PLANS: [&str; 3] = ["collscan", "ixscan", "other"];
 const OF_NO_INTEREST: [&str; 5] = ["lsid", "$clusterTime", "txnNumber", "$readPreference", "apiVersion"];
 const OPERATIONS: i32 = 1000;
 const SLOW: usize = 50;
@@ -166,7 +186,8 @@ mod tests {
 
     #[test]
     fn kinds_of_which_there_are_none_are_zero_and_not_absent() {
-        let operation = doc! { "op": "query", "microsecs_running": 12_500_000_i64, "waitingForLock": true };
+        let operation =
+            doc! { "op": "query", "microsecs_running": 12_500_000_i64, "waitingForLock": true, "planSummary": "IXSCAN { a: 1 }" };
         let readings = readings(&[operation, doc! { "op": "odd" }]);
         let number = |name: &str, labels: &[&str]| {
             let found = readings.iter().find(|reading| reading.metric.name == name && reading.labels.iter().eq(labels.iter()));
@@ -176,5 +197,7 @@ mod tests {
         assert_eq!(number("mongodb_currentop_oldest_seconds", &["query"]), 12.5);
         assert_eq!(number("mongodb_currentop_oldest_seconds", &["update"]), 0.0);
         assert_eq!(number("mongodb_currentop_waiting_lock", &[]), 1.0);
+        assert_eq!(number("mongodb_currentop_plans", &["ixscan"]), 1.0);
+        assert_eq!(number("mongodb_currentop_plans", &["collscan"]), 0.0);
     }
 }

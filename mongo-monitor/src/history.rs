@@ -9,17 +9,17 @@ use serde::Serialize;
 
 use crate::{
     metric::{Kind, Metric},
-    reading::{Epoch, Sample},
+    reading::{Epoch, Sample, Value},
     table::metric,
 };
 
 /// The readings of one member over a while.
 ///
-/// Memory: 24 bytes for each reading that is kept. What was not read for the whole while is forgotten.
+/// Memory: 32 bytes for each reading that is kept. What was not read for the whole while is forgotten.
 #[derive(Debug)]
 pub struct History {
     keep: Duration,
-    series: HashMap<Key, VecDeque<Point>>,
+    series: HashMap<Key, VecDeque<Kept>>,
     /// The run of the process that was seen last, and how many there were before.
     run: (Option<(Epoch, Duration)>, u32),
     newest: Duration,
@@ -28,11 +28,17 @@ pub struct History {
 type Key = (&'static str, Vec<String>);
 
 #[derive(Clone, Copy, Debug)]
-struct Point {
+struct Kept {
     at: Duration,
     value: f64,
     run: u32,
+    /// Of a histogram, the sum.
+    sum: f64,
 }
+
+/// A point of a series as it is drawn: how many seconds before now, and the value, of a counter its rate, of a histogram the mean of what was new;
+/// none where there is a gap.
+pub(crate) type Point = (f64, Option<f64>);
 
 /// What a metric was over a while.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -51,6 +57,8 @@ pub struct Summary {
     /// Of a counter, by how much it grew in a second, over the time in which that is known: not over a restart, and not where it was reset.
     /// `None` for others, and before there are two readings of one run.
     pub rate: Option<f64>,
+    /// Of a histogram, the mean of what it counted anew over that time. `None` for others, and if there was nothing.
+    pub mean_of_new: Option<f64>,
     /// Whether a part of the while is missing from the rate, because the process began anew or the counter was reset.
     pub has_gap: bool,
 }
@@ -74,7 +82,11 @@ impl History {
         for reading in &sample.readings {
             let points = self.series.entry((reading.metric.name, reading.labels.clone())).or_default();
             if points.back().is_none_or(|last| last.at < sample.at) {
-                points.push_back(Point { at: sample.at, value: reading.as_number(), run: self.run.1 });
+                let sum = match &reading.value {
+                    Value::Histogram(histogram) => histogram.sum,
+                    Value::Number(_) => 0.0,
+                };
+                points.push_back(Kept { at: sample.at, value: reading.as_number(), run: self.run.1, sum });
             }
         }
         let oldest = self.newest.saturating_sub(self.keep);
@@ -93,7 +105,7 @@ impl History {
         let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
         let points = self.series.get(&(metric.name, labels))?;
         let from = self.newest.saturating_sub(last);
-        let within: Vec<Point> = points.iter().copied().filter(|point| point.at >= from).collect();
+        let within: Vec<Kept> = points.iter().copied().filter(|point| point.at >= from).collect();
         let newest = within.last()?;
         let values = || within.iter().map(|point| point.value);
         let mut summary = Summary {
@@ -104,10 +116,11 @@ impl History {
             last: newest.value,
             readings: within.len(),
             rate: None,
+            mean_of_new: None,
             has_gap: false,
         };
         if matches!(metric.kind, Kind::Counter | Kind::Histogram) {
-            let (mut grown, mut known) = (0.0, Duration::ZERO);
+            let (mut grown, mut known, mut sum) = (0.0, Duration::ZERO, 0.0);
             for pair in within.windows(2) {
                 let [before, now] = pair else { continue };
                 // A counter that is smaller than it was, was reset: without its having said so when there is no epoch.
@@ -116,31 +129,75 @@ impl History {
                     continue;
                 }
                 grown += now.value - before.value;
+                sum += now.sum - before.sum;
                 known += now.at.saturating_sub(before.at);
             }
             summary.rate = (!known.is_zero()).then(|| grown / known.as_secs_f64());
+            summary.mean_of_new = (metric.kind == Kind::Histogram && grown > 0.0).then(|| sum / grown);
         }
         Some(summary)
     }
 
-    /// The rates of all series of a metric that are wanted, over the newest while of a length, each with the values of its labels. Not of those that
+    /// What is to be drawn of all series of a metric over the newest while of a length: a hundred and some points of each, whatever the length.
+    /// What is further apart than `gap` is not connected.
+    pub(crate) fn points(&self, metric: &Metric, last: Duration, now: Duration, gap: Duration) -> Vec<(Vec<String>, Vec<Point>)> {
+        let series = self.series.iter().filter(|((name, _), _)| *name == metric.name);
+        let draw = |points: &VecDeque<Kept>| {
+            let from = now.saturating_sub(last);
+            let step = last / DRAWN;
+            let mut drawn: Vec<Point> = Vec::new();
+            let mut before: Option<Kept> = None;
+            // Whatever lies between two points is a part of the later one.
+            let mut due = Duration::ZERO;
+            for point in points.iter().filter(|point| point.at >= from) {
+                let is_gap = before.is_some_and(|before| before.run != point.run || point.at > before.at + gap.max(step * 3));
+                if point.at < due && !is_gap {
+                    continue;
+                }
+                let value = match (metric.kind, before) {
+                    (Kind::Counter, Some(before)) if !is_gap && point.value >= before.value => {
+                        Some((point.value - before.value) / (point.at - before.at).as_secs_f64())
+                    }
+                    (Kind::Histogram, Some(before)) if !is_gap && point.value > before.value => {
+                        Some((point.sum - before.sum) / (point.value - before.value))
+                    }
+                    (Kind::Counter | Kind::Histogram, _) => None,
+                    _ => Some(point.value),
+                };
+                let ago = |at: Duration| -now.saturating_sub(at).as_secs_f64();
+                if is_gap && !matches!(metric.kind, Kind::Counter | Kind::Histogram) {
+                    drawn.extend(before.map(|before| (ago(before.at + (point.at - before.at) / 2), None)));
+                }
+                drawn.push((ago(point.at), value));
+                before = Some(*point);
+                due = point.at + step;
+            }
+            drawn
+        };
+        let mut series: Vec<_> = series.map(|((_, labels), points)| (labels.clone(), draw(points))).collect();
+        series.retain(|(_, points)| !points.is_empty());
+        series.sort_by(|one, other| one.0.cmp(&other.0));
+        series
+    }
+
+    /// What all series of a metric that are wanted were over the newest while of a length, each with the values of its labels. Not those that
     /// were no longer read at the end of it.
-    pub(crate) fn rates(
+    pub(crate) fn current(
         &self,
         metric: &Metric,
         last: Duration,
         current: Duration,
         is_wanted: impl Fn(&[String]) -> bool,
-    ) -> Vec<(Vec<String>, f64)> {
+    ) -> Vec<(Vec<String>, Summary)> {
         let since = self.newest.saturating_sub(current);
         let series = self.series.iter().filter(|((name, labels), points)| {
             *name == metric.name && is_wanted(labels) && points.back().is_some_and(|point| point.at >= since)
         });
-        let rate = |labels: &[String]| {
+        let summary = |labels: &[String]| {
             let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-            self.summary(metric, &labels, last)?.rate
+            self.summary(metric, &labels, last)
         };
-        series.filter_map(|((_, labels), _)| Some((labels.clone(), rate(labels)?))).collect()
+        series.filter_map(|((_, labels), _)| Some((labels.clone(), summary(labels)?))).collect()
     }
 
     /// What every series was over the newest while of a length.
@@ -166,6 +223,8 @@ impl History {
     }
 }
 
+/// How many points are drawn of a series.
+const DRAWN: u32 = 150;
 #[cfg(test)]
 mod tests {
     use mongo_core::bson::DateTime;

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     alert::{Alert, AlertPhase, Severity},
+    charts::{Chart, charts},
+    failover::FailoverEvent,
     history::Summary,
     metric::Kind,
     monitor::{MemberView, Monitor, View},
@@ -27,7 +29,8 @@ use crate::{
 /// | `/ready` | whether somebody takes writes | 200, or 503 |
 /// | `/metrics` | everything, for Prometheus | 200 |
 /// | `/api/replication/status` | the members: state, lag, health | 200 |
-/// | `/api/dashboard?range=SECONDS` | all that was read last, what it was over a while (default 900 s), and the alerts | 200; 400 for a range that is none |
+/// | `/api/dashboard?range=SECONDS` | all that was read last, what it was over a while (default 900 s), what is to be drawn of it, failovers and alerts | 200; 400 for a range that is none |
+/// | `/dashboard` | a page that shows that, and goes on showing it; it loads a style sheet and scripts from beside it | 200 |
 ///
 /// No route asks the servers: an answer takes as long as copying it. None shows documents or credentials, but whoever can read them learns hosts, names of
 /// collections in slow operations, and load: mount them where only those come who may know that.
@@ -46,6 +49,7 @@ pub fn router(monitor: Arc<Monitor>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/replication/status", get(replication_status))
         .route("/api/dashboard", get(dashboard))
+        .merge(PAGE.iter().fold(Router::new(), |router, (path, kind, text)| router.route(path, get(async || page(kind, text)))))
         .with_state(monitor)
 }
 
@@ -66,9 +70,9 @@ impl Health {
         let fires = |severity: Severity| {
             alerts.iter().filter(|alert| alert.phase == AlertPhase::Firing && alert.severity == severity).count()
         };
-        let members_up = view.members.iter().filter(|member| is_up(member)).count();
+        let members_up = view.members.iter().filter(|member| member.is_up()).count();
         let (critical, warnings) = (fires(Severity::Critical), fires(Severity::Warning));
-        let primary = primary(&view);
+        let primary = view.primary().map(|member| member.host.clone());
         let status = match members_up {
             0 => "down",
             _ if members_up < view.members.len() || primary.is_none() || critical > 0 => "degraded",
@@ -76,21 +80,6 @@ impl Health {
         };
         Self { status, members: view.members.len(), members_up, primary, critical, warnings }
     }
-}
-
-fn is_up(member: &MemberView) -> bool {
-    member.number("mongodb_up", &[]) == Some(1.0)
-}
-
-fn state(member: &MemberView) -> Option<&str> {
-    let states = member.readings.iter().filter(|reading| reading.metric.name == "mongodb_member_state");
-    states.filter(|reading| reading.as_number() > 0.0).find_map(|reading| reading.label("state"))
-}
-
-/// Who takes writes; a server that is no member of a set takes them itself.
-fn primary(view: &View) -> Option<String> {
-    let takes_writes = |member: &&MemberView| is_up(member) && state(member).is_none_or(|state| state == "PRIMARY");
-    view.members.iter().find(takes_writes).map(|member| member.host.clone())
 }
 
 async fn health(State(monitor): State<Arc<Monitor>>) -> Response {
@@ -133,19 +122,47 @@ async fn replication_status(State(monitor): State<Arc<Monitor>>) -> Json<Replica
     let told = |name: &str, host: &str| view.members.iter().find_map(|teller| teller.number(name, &[host]));
     let member = |member: &MemberView| ReplicatingMember {
         host: member.host.clone(),
-        is_up: is_up(member),
-        state: state(member).map(str::to_owned),
+        is_up: member.is_up(),
+        state: member.state().map(str::to_owned),
         lag_seconds: told("mongodb_replica_lag_seconds", &member.host),
         oplog_window_seconds: member.number("mongodb_oplog_window_seconds", &[]),
         headroom_seconds: told("mongodb_replication_headroom_seconds", &member.host),
     };
     let terms = view.members.iter().filter_map(|member| member.number("mongodb_replica_term", &[]));
     Json(ReplicationStatus {
-        primary: primary(&view),
+        primary: view.primary().map(|member| member.host.clone()),
         term: terms.reduce(f64::max),
         members: view.members.iter().map(member).collect(),
     })
 }
+
+/// A part of the page. It loads nothing from elsewhere, and the browser is told so.
+fn page(kind: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'self'",
+        ),
+    ];
+    (headers, text).into_response()
+}
+
+/// The parts of the page.
+const PAGE: &[(&str, &str, &str)] = &[
+    ("/dashboard", "text/html; charset=utf-8", include_str!("dashboard/dashboard.html")),
+    ("/dashboard/dashboard.css", "text/css; charset=utf-8", include_str!("dashboard/dashboard.css")),
+    ("/dashboard/dashboard.js", SCRIPT, include_str!("dashboard/dashboard.js")),
+    ("/dashboard/charts.js", SCRIPT, include_str!("dashboard/charts.js")),
+    ("/dashboard/drawing.js", SCRIPT, include_str!("dashboard/drawing.js")),
+    ("/dashboard/elements.js", SCRIPT, include_str!("dashboard/elements.js")),
+    ("/dashboard/format.js", SCRIPT, include_str!("dashboard/format.js")),
+    ("/dashboard/readings.js", SCRIPT, include_str!("dashboard/readings.js")),
+    ("/dashboard/sections.js", SCRIPT, include_str!("dashboard/sections.js")),
+];
+const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 #[derive(Deserialize)]
 struct Range {
@@ -157,10 +174,14 @@ struct Range {
 struct Dashboard {
     health: Health,
     range_seconds: u64,
+    /// How often members are sampled.
+    interval_seconds: f64,
     alerts: Vec<Alert>,
+    events: Vec<FailoverEvent>,
     view: View,
     /// By host.
     over_range: BTreeMap<String, Vec<Series>>,
+    charts: Vec<Chart>,
 }
 
 #[derive(Serialize)]
@@ -191,7 +212,10 @@ async fn dashboard(State(monitor): State<Arc<Monitor>>, Query(Range { range }): 
     };
     let over_range = view.members.iter().map(|member| (member.host.clone(), series(&member.host))).collect();
     let health = Health::of(&monitor);
-    Json(Dashboard { health, range_seconds, alerts: monitor.alerts(), view, over_range }).into_response()
+    let charts = charts(&monitor, Duration::from_secs(range_seconds));
+    let (alerts, events) = (monitor.alerts(), monitor.failovers());
+    let interval_seconds = monitor.shared().settings.interval.as_secs_f64();
+    Json(Dashboard { health, range_seconds, interval_seconds, alerts, events, view, over_range, charts }).into_response()
 }
 
 const RANGE_SECONDS: u64 = 900;

@@ -1,24 +1,37 @@
 #![doc = include_str!("../README.md")]
 
 mod alert;
+#[cfg(feature = "http")]
+mod charts;
+mod client_watch;
+mod cluster;
 mod collector;
 mod current_operations;
+mod export;
+mod failover;
 mod history;
 #[cfg(feature = "http")]
 mod http;
 mod metric;
 mod monitor;
+mod namespaces;
 mod open_metrics;
 mod reading;
 mod replica_set;
 mod server_status;
+mod sharding;
 mod table;
 
 pub use alert::{
     Alert, AlertPhase, AlertSink, AlertState, Alerts, CollectingSink, Expression, LogSink, Quantity, Rule, Severity, Silence,
     Threshold, default_rules,
 };
+#[cfg(feature = "webhook")]
+pub use alert::{WebhookSettings, WebhookSink};
+pub use client_watch::ClientWatch;
+pub use cluster::{ClusterView, ShardView};
 pub use current_operations::SlowOperation;
+pub use failover::{FailoverEvent, FailoverKind, FailoverSink};
 pub use history::{History, Summary};
 #[cfg(feature = "http")]
 pub use http::router;

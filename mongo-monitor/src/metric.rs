@@ -36,7 +36,7 @@ pub enum Kind {
     Histogram,
     /// Always 1; what it tells stands in its labels.
     Info,
-    /// 1 for the state that holds, 0 for all others. In OpenMetrics the label that names the state is named as the metric.
+    /// 1 for the state that holds, 0 for all others. The label `state` names it; in OpenMetrics that is named as the metric.
     StateSet,
 }
 

@@ -11,6 +11,7 @@ use mongo_core::{
     CancellationToken, ConnectOptions, Error, ErrorKind, Result,
     bson::{Bson, DateTime, doc},
     clock::{Clock, SystemClock},
+    metrics::MetricsSink,
     mongodb::{
         Client,
         options::{ClientOptions, ReadPreference, SelectionCriteria, ServerAddress},
@@ -21,11 +22,14 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
     alert::{Alert, Alerts},
-    collector::Collector,
+    client_watch::ClientWatch,
+    collector::{Collector, Reader},
     current_operations::SlowOperation,
-    history::{History, Summary},
+    export::Export,
+    failover::{FailoverEvent, FailoverSink},
+    history::{History, Point, Summary},
     metric::Metric,
-    reading::{Reading, Sample},
+    reading::{Reading, Sample, reading},
     table::metric,
 };
 
@@ -44,6 +48,12 @@ pub struct MonitorSettings {
     pub show_values: bool,
     /// How long readings are kept for [`Monitor::summary`]. Default one hour.
     pub keep: Duration,
+    /// How often databases and collections are looked at, and shards. Default 60 s; where that takes the server more than a hundredth of the time, more seldom.
+    pub namespace_interval: Duration,
+    /// How many databases and how many collections are shown: the largest of those, the busiest and largest of these. Default 25.
+    pub namespaces: usize,
+    /// How many series a collector may show of a member; what is more is left out and counted. Default 2000.
+    pub series: usize,
 }
 
 impl Default for MonitorSettings {
@@ -54,14 +64,17 @@ impl Default for MonitorSettings {
             slow_operation: Duration::from_secs(10),
             show_values: false,
             keep: Duration::from_secs(3600),
+            namespace_interval: Duration::from_secs(60),
+            namespaces: 25,
+            series: 2000,
         }
     }
 }
 
 impl MonitorSettings {
     fn check(&self) -> Result<()> {
-        if self.interval.is_zero() || self.deadline.is_zero() {
-            return Err(Error::invalid("a monitor's interval and deadline must be longer than nothing"));
+        if self.interval.is_zero() || self.deadline.is_zero() || self.namespace_interval.is_zero() {
+            return Err(Error::invalid("a monitor's intervals and deadline must be longer than nothing"));
         }
         Ok(())
     }
@@ -103,11 +116,16 @@ pub struct Monitor {
 pub(crate) struct Shared {
     client: Client,
     options: ClientOptions,
-    settings: MonitorSettings,
+    pub(crate) settings: MonitorSettings,
     clock: Arc<dyn Clock>,
     members: RwLock<BTreeMap<String, Arc<Member>>>,
     stop: CancellationToken,
     alerts: Mutex<Option<Alerts>>,
+    /// Watches the client that looks for members.
+    watch: ClientWatch,
+    /// What a client of the host does.
+    included: Mutex<Option<ClientWatch>>,
+    exports: Mutex<Vec<Export>>,
     /// Counts what was read, for who waits for it.
     rounds: tokio::sync::watch::Sender<u64>,
 }
@@ -135,6 +153,10 @@ struct Slot {
     failure: Option<String>,
     slow_operations: Vec<SlowOperation>,
     attempts: u64,
+    /// What was left out because there was too much of it.
+    dropped: usize,
+    /// From which age on it is no longer shown.
+    stale_after: Duration,
 }
 
 /// What came of one reading.
@@ -144,6 +166,8 @@ struct Taken {
     has_answered: bool,
     took: Duration,
     failure: Option<String>,
+    dropped: usize,
+    stale_after: Duration,
 }
 
 /// All that was read last, of all members.
@@ -154,6 +178,9 @@ pub struct View {
     pub at: DateTime,
     /// The members, by host.
     pub members: Vec<MemberView>,
+    /// What the client of the host does that was [included](Monitor::include).
+    #[serde(serialize_with = "crate::reading::with_labels")]
+    pub client: Vec<Reading>,
 }
 
 /// What was read last of a member.
@@ -175,7 +202,7 @@ pub struct MemberView {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct CollectorView {
-    /// Its name: `up`, `server_status`, `replica_set` or `current_operations`.
+    /// Its name: `up`, `server_status`, `replica_set`, `current_operations`, `namespaces` or `sharding`.
     pub name: String,
     /// How old what it has read is, in seconds. `None` before the first time.
     pub age_seconds: Option<f64>,
@@ -185,7 +212,25 @@ pub struct CollectorView {
     pub failure: Option<String>,
 }
 
+impl View {
+    /// Who takes writes: the primary of a set, or a server that is no member of one.
+    pub fn primary(&self) -> Option<&MemberView> {
+        self.members.iter().find(|member| member.is_up() && member.state().is_none_or(|state| state == "PRIMARY"))
+    }
+}
+
 impl MemberView {
+    /// Whether it answered a ping last time.
+    pub fn is_up(&self) -> bool {
+        self.number("mongodb_up", &[]) == Some(1.0)
+    }
+
+    /// What it is doing in its replica set, as `PRIMARY`; none for who is of none, and where it is not known.
+    pub fn state(&self) -> Option<&str> {
+        let states = self.readings.iter().filter(|reading| reading.metric.name == "mongodb_member_state");
+        states.filter(|reading| reading.as_number() > 0.0).find_map(|reading| reading.label("state"))
+    }
+
     /// The readings of a metric.
     pub fn readings_of<'a>(&'a self, metric: &'a Metric) -> impl Iterator<Item = &'a Reading> + 'a {
         self.readings.iter().filter(move |reading| reading.metric == metric)
@@ -225,7 +270,10 @@ impl Monitor {
         }
         options.server_selection_timeout = Some(settings.deadline);
         options.connect_timeout = Some(settings.deadline);
-        let client = Client::with_options(options.clone()).map_err(Error::from)?;
+        let watch = ClientWatch::with_clock(Arc::clone(&clock)).with_operations(false);
+        let mut watched = options.clone();
+        watch.attach(&mut watched);
+        let client = Client::with_options(watched).map_err(Error::from)?;
         let shared = Arc::new(Shared {
             client,
             options,
@@ -234,6 +282,9 @@ impl Monitor {
             members: RwLock::default(),
             stop: CancellationToken::new(),
             alerts: Mutex::default(),
+            watch,
+            included: Mutex::default(),
+            exports: Mutex::default(),
             rounds: tokio::sync::watch::Sender::new(0),
         });
         let watching = tokio::spawn(Arc::clone(&shared).watch());
@@ -293,6 +344,41 @@ impl Monitor {
         lock(&self.shared.alerts).as_mut().map(work)
     }
 
+    /// The failovers that were noticed since the monitor was started, the newest last; of many the newest 256.
+    pub fn failovers(&self) -> Vec<FailoverEvent> {
+        self.shared.watch.failovers()
+    }
+
+    /// Has this one told of failovers as they are noticed, from now on.
+    pub fn tell_failovers(&self, sink: Arc<dyn FailoverSink>) {
+        self.shared.watch.tell(sink);
+    }
+
+    /// Shows what a client of the host does beside what the servers do, in place of what was included before.
+    pub fn include(&self, client: ClientWatch) {
+        *lock(&self.shared.included) = Some(client);
+    }
+
+    /// Hands every reading on in each round, from now on: into a host's own metrics.
+    ///
+    /// Counters are handed on by what they grew, the first time by nothing. Of histograms there are their count and sum, as `…_count_total` and
+    /// `…_sum_total`, as a sink takes single values only.
+    pub fn export(&self, sink: Arc<dyn MetricsSink>) {
+        lock(&self.shared.exports).push(Export::to(sink));
+    }
+
+    /// The points of every series of a metric, of all members.
+    pub(crate) fn points(&self, metric: &Metric, last: Duration) -> Vec<(String, Vec<String>, Vec<Point>)> {
+        let members = self.shared.members();
+        let of = |member: &Arc<Member>| {
+            let points =
+                lock(&member.history).points(metric, last, self.shared.clock.monotonic(), self.shared.settings.stale_after());
+            let host = member.host.clone();
+            points.into_iter().map(move |(labels, points)| (host.clone(), labels, points))
+        };
+        members.iter().flat_map(of).collect()
+    }
+
     /// What every series of a member was over the newest while of a length.
     pub(crate) fn summaries(&self, host: &str, last: Duration) -> Vec<(&'static Metric, Vec<String>, Summary)> {
         let members = self.shared.members.read().unwrap_or_else(PoisonError::into_inner);
@@ -310,23 +396,24 @@ impl Shared {
         (self.clock.monotonic(), DateTime::from_system_time(self.clock.wall()))
     }
 
-    /// The rates of a member's counters that are wanted.
-    pub(crate) fn rates(
+    /// What a member's series of a metric that are wanted were over the newest while of a length.
+    pub(crate) fn current(
         &self,
         host: &str,
         metric: &Metric,
         last: Duration,
         is_wanted: impl Fn(&[String]) -> bool,
-    ) -> Vec<(Vec<String>, f64)> {
+    ) -> Vec<(Vec<String>, Summary)> {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
         let Some(member) = members.get(host) else { return Vec::new() };
-        lock(&member.history).rates(metric, last, self.settings.stale_after(), is_wanted)
+        lock(&member.history).current(metric, last, self.settings.stale_after(), is_wanted)
     }
 
     pub(crate) fn view(&self) -> View {
         let now = self.clock.monotonic();
-        let members = self.members().iter().map(|member| member.view(now, self.settings.stale_after())).collect();
-        View { at: DateTime::from_system_time(self.clock.wall()), members }
+        let members = self.members().iter().map(|member| member.view(now)).collect();
+        let client = lock(&self.included).as_ref().map(ClientWatch::readings).unwrap_or_default();
+        View { at: DateTime::from_system_time(self.clock.wall()), members, client }
     }
 }
 
@@ -386,15 +473,27 @@ impl Shared {
                 }
             }
             // Also, and above all, when nobody answers.
-            if let Some(alerts) = lock(&self.alerts).as_mut() {
-                alerts.evaluate_in(&self);
+            let news = lock(&self.alerts).as_mut().map(|alerts| alerts.evaluate_in(&self));
+            // A sink may ask for the alerts, so they must not be held meanwhile.
+            if let Some(news) = news {
+                news.tell();
             }
+            self.hand_on();
             while sampling.try_join_next().is_some() {}
         }
         for member in self.members() {
             member.stop.cancel();
         }
         while sampling.join_next().await.is_some() {}
+    }
+
+    /// Hands what was read to whoever wants it.
+    fn hand_on(&self) {
+        let mut exports = lock(&self.exports);
+        if !exports.is_empty() {
+            let view = self.view();
+            exports.iter_mut().for_each(|export| export.take(&view));
+        }
     }
 
     /// The members of the deployment, as it tells them.
@@ -474,18 +573,14 @@ impl Shared {
 
     /// Has a collector read a member, again and again.
     async fn sample(self: Arc<Self>, member: Arc<Member>, collector: Collector) {
-        let mut ticks = tokio::time::interval(self.settings.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reader = Reader::new(collector);
         loop {
-            tokio::select! {
-                () = member.stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
             let begun = self.clock.monotonic();
+            let turn = tokio::time::Instant::now();
             let deadline = collector.deadline(&self.settings);
             let collected = tokio::select! {
                 () = member.stop.cancelled() => return,
-                collected = tokio::time::timeout(deadline, collector.collect(&member.client, &self.settings, self.own_name())) => collected,
+                collected = tokio::time::timeout(deadline, reader.read(&member.client, &self.settings, self.own_name())) => collected,
             };
             let now = self.clock.monotonic();
             let took = now.saturating_sub(begun);
@@ -502,18 +597,26 @@ impl Shared {
                 Err(_) => (None, None, Some(format!("no answer within {deadline:?}"))),
             };
             let has_answered = readings.is_some();
-            let readings = readings.unwrap_or_else(|| collector.without_answer());
+            let mut readings = readings.unwrap_or_else(|| collector.without_answer());
+            let dropped = readings.len().saturating_sub(self.settings.series);
+            readings.truncate(self.settings.series);
             let taken = DateTime::from_system_time(self.clock.wall());
             let sample = Sample { taken, at: now, epoch, readings };
-            member.take(collector, Taken { sample, slow_operations, has_answered, took, failure });
+            let interval = collector.interval(&self.settings, took);
+            let stale_after = interval * 3 + deadline;
+            member.take(collector, Taken { sample, slow_operations, has_answered, took, failure, dropped, stale_after });
             self.rounds.send_modify(|rounds| *rounds += 1);
+            tokio::select! {
+                () = member.stop.cancelled() => return,
+                () = tokio::time::sleep_until(turn + interval) => {}
+            }
         }
     }
 }
 
 impl Member {
     fn take(&self, collector: Collector, taken: Taken) {
-        let Taken { sample, slow_operations, has_answered, took, failure } = taken;
+        let Taken { sample, slow_operations, has_answered, took, failure, dropped, stale_after } = taken;
         let Some(slot) = self.slots.get(&collector) else { return };
         let mut slot = lock(slot);
         // What goes on failing is said once.
@@ -524,28 +627,36 @@ impl Member {
         slot.failure = failure;
         slot.took = Some(took);
         slot.slow_operations = slow_operations;
+        slot.dropped = dropped;
+        slot.stale_after = stale_after;
         if has_answered || !sample.readings.is_empty() {
             lock(&self.history).record(&sample);
             slot.sample = Some(sample);
         }
     }
 
-    fn view(&self, now: Duration, stale_after: Duration) -> MemberView {
+    fn view(&self, now: Duration) -> MemberView {
         let mut view =
             MemberView { host: self.host.clone(), collectors: Vec::new(), readings: Vec::new(), slow_operations: Vec::new() };
         for (collector, slot) in &self.slots {
             let slot = lock(slot);
             let age = slot.sample.as_ref().map(|sample| now.saturating_sub(sample.at));
-            if let Some(sample) = slot.sample.as_ref().filter(|_| age.is_some_and(|age| age <= stale_after)) {
+            let mut series = 0;
+            if let Some(sample) = slot.sample.as_ref().filter(|_| age.is_some_and(|age| age <= slot.stale_after)) {
+                series = sample.readings.len();
                 view.readings.extend(sample.readings.iter().cloned());
                 view.slow_operations.extend(slot.slow_operations.iter().cloned());
             }
-            let ours = [("mongodb_monitor_snapshot_age_seconds", age), ("mongodb_monitor_collect_duration_seconds", slot.took)];
-            for (name, value) in ours {
-                if let (Some(metric), Some(value)) = (metric(name), value) {
-                    view.readings.push(Reading::number(metric, vec![collector.to_string()], value.as_secs_f64()));
-                }
-            }
+            let name = collector.to_string();
+            let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
+            #[expect(clippy::cast_precision_loss, reason = "a count of series")]
+            let ours = [
+                ("mongodb_monitor_snapshot_age_seconds", seconds(age)),
+                ("mongodb_monitor_collect_duration_seconds", seconds(slot.took)),
+                ("mongodb_monitor_series", Some(series as f64)),
+                ("mongodb_monitor_series_dropped", Some(slot.dropped as f64)),
+            ];
+            view.readings.extend(ours.into_iter().filter_map(|(metric, value)| reading(metric, &[&name], value?)));
             view.collectors.push(CollectorView {
                 name: collector.to_string(),
                 age_seconds: age.map(|age| age.as_secs_f64()),

@@ -14,18 +14,20 @@ pub const OPEN_METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; versi
 
 impl View {
     /// Everything in the text format that Prometheus scrapes, [`OPEN_METRICS_CONTENT_TYPE`]. Each sample has the label `server`, the member that it was
-    /// read of.
+    /// read of, or that a client has to do with.
     pub fn to_open_metrics(&self) -> String {
         let mut text = String::new();
         for metric in METRICS {
-            let readings =
-                || self.members.iter().flat_map(|member| member.readings_of(metric).map(|reading| (&*member.host, reading)));
-            if readings().next().is_none() {
+            let of_servers =
+                self.members.iter().flat_map(|member| member.readings_of(metric).map(|reading| (Some(&*member.host), reading)));
+            let of_client = self.client.iter().filter(|reading| reading.metric == metric).map(|reading| (None, reading));
+            let mut readings = of_servers.chain(of_client).peekable();
+            if readings.peek().is_none() {
                 continue;
             }
             // Writing to a string does not fail.
             let _ = describe(&mut text, metric);
-            for (server, reading) in readings() {
+            for (server, reading) in readings {
                 let _ = write_reading(&mut text, server, reading);
             }
         }
@@ -53,7 +55,7 @@ fn describe(text: &mut String, metric: &Metric) -> fmt::Result {
     writeln!(text, "# HELP {family} {}", Escaped(metric.help))
 }
 
-fn write_reading(text: &mut String, server: &str, reading: &Reading) -> fmt::Result {
+fn write_reading(text: &mut String, server: Option<&str>, reading: &Reading) -> fmt::Result {
     match &reading.value {
         Value::Number(number) => {
             text.push_str(reading.metric.name);
@@ -76,17 +78,27 @@ fn write_reading(text: &mut String, server: &str, reading: &Reading) -> fmt::Res
     }
 }
 
-fn write_labels(text: &mut String, server: &str, reading: &Reading, bound: Option<f64>) -> fmt::Result {
-    write!(text, "{{server=\"{}\"", Escaped(server))?;
+fn write_labels(text: &mut String, server: Option<&str>, reading: &Reading, bound: Option<f64>) -> fmt::Result {
+    let mut separator = '{';
+    let mut write_label = |name: &str, value: &dyn fmt::Display| {
+        let written = write!(text, "{separator}{name}=\"{value}\"");
+        separator = ',';
+        written
+    };
+    if let Some(server) = server {
+        write_label("server", &Escaped(server))?;
+    }
     for (name, value) in reading.metric.labels.iter().zip(&reading.labels) {
         // The label that holds the state of a state set is named as the set.
-        let name = if reading.metric.kind == Kind::StateSet { reading.metric.name } else { name };
-        write!(text, ",{name}=\"{}\"", Escaped(value))?;
+        let is_state = reading.metric.kind == Kind::StateSet && *name == "state";
+        write_label(if is_state { reading.metric.name } else { name }, &Escaped(value))?;
     }
     if let Some(bound) = bound {
-        write!(text, ",le=\"{}\"", Number(bound))?;
+        write_label("le", &Number(bound))?;
     }
-    text.push('}');
+    if separator == ',' {
+        text.push('}');
+    }
     Ok(())
 }
 
@@ -143,7 +155,7 @@ mod tests {
             ),
         ];
         let members = vec![MemberView { host: "a:1".to_owned(), collectors: Vec::new(), readings, slow_operations: Vec::new() }];
-        let text = View { at: DateTime::from_millis(0), members }.to_open_metrics();
+        let text = View { at: DateTime::from_millis(0), members, client: Vec::new() }.to_open_metrics();
         let expected = r#"# TYPE mongodb_up gauge
 # HELP mongodb_up Whether the member answered a ping within its deadline
 mongodb_up{server="a:1"} 1.0

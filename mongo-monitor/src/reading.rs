@@ -5,7 +5,7 @@ use std::time::Duration;
 use mongo_core::bson::DateTime;
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use crate::metric::Metric;
+use crate::{metric::Metric, table::metric};
 
 /// One value of a metric.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,6 +66,11 @@ impl Reading {
             Value::Histogram(histogram) => histogram.count as f64,
         }
     }
+}
+
+/// A reading of a number of the metric of a name. All names that are asked for stand in the table.
+pub(crate) fn reading(name: &str, labels: &[&str], value: f64) -> Option<Reading> {
+    Some(Reading::number(metric(name)?, labels.iter().map(|label| (*label).to_owned()).collect(), value))
 }
 
 /// Which run of a process readings are of. Counters begin anew with each.

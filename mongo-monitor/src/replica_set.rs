@@ -2,49 +2,90 @@
 
 use std::time::Duration;
 
-use mongo_core::replica_set::{MemberState, ReplicaSetStatus};
+use mongo_core::{
+    bson::DateTime,
+    replica_set::{MemberState, ReplicaSetStatus},
+};
 
-use crate::{reading::Reading, table::metric};
+use crate::reading::{Reading, reading};
+
+/// A member's oplog.
+#[derive(Default)]
+pub(crate) struct Oplog {
+    /// From its oldest entry to its newest.
+    pub(crate) window: Option<Duration>,
+    pub(crate) used_bytes: Option<f64>,
+    pub(crate) max_bytes: Option<f64>,
+}
 
 /// What a member says of its set.
-pub(crate) fn read(status: &ReplicaSetStatus, window: Option<Duration>) -> Vec<Reading> {
+pub(crate) fn read(status: &ReplicaSetStatus, oplog: &Oplog) -> Vec<Reading> {
     let mut readings = Vec::new();
-    let mut push = |name: &str, label: Option<String>, value: f64| {
-        if let Some(metric) = metric(name) {
-            readings.push(Reading::number(metric, label.into_iter().collect(), value));
-        }
+    let mut push = |name: &str, label: Option<&str>, value: f64| {
+        readings.extend(reading(name, label.as_slice(), value));
     };
     let asked = status.members.iter().find(|member| member.is_asked);
     if let Some(asked) = asked {
         for state in STATES {
-            push("mongodb_member_state", Some(state.to_string()), f64::from(u8::from(asked.state == state)));
+            push("mongodb_member_state", Some(&state.to_string()), f64::from(u8::from(asked.state == state)));
         }
     }
     #[expect(clippy::cast_precision_loss, reason = "elections are few")]
     push("mongodb_replica_term", None, status.term as f64);
+    for (name, reached) in
+        [("mongodb_replica_majority_lag_seconds", status.majority_at), ("mongodb_replica_durable_lag_seconds", status.durable_at)]
+    {
+        if let Some(behind) = between(reached, status.applied_at) {
+            push(name, None, behind.as_secs_f64());
+        }
+    }
     // Everybody tells the lag of everybody, each by what it has heard last: one of them must be believed.
     let is_primary = asked.is_some_and(|asked| asked.state == MemberState::Primary);
+    // For how long nothing was written.
+    let idle = between(status.applied_at, status.at).unwrap_or_default();
+    // It is cut off in steps, so it is never quite full.
+    let is_full = oplog.used_bytes.zip(oplog.max_bytes).is_some_and(|(used, max)| used >= max * 0.9);
+    let full_window = oplog.window.filter(|_| is_full);
     for member in &status.members {
-        let host = || Some(member.host.clone());
-        push("mongodb_replica_member_health", host(), f64::from(u8::from(member.is_up)));
+        let host = Some(&*member.host);
+        push("mongodb_replica_member_health", host, f64::from(u8::from(member.is_up)));
         if let Some(ping) = member.ping {
-            push("mongodb_replica_ping_seconds", host(), ping.as_secs_f64());
+            push("mongodb_replica_ping_seconds", host, ping.as_secs_f64());
+        }
+        if let Some(age) = between(member.heard_at, status.at) {
+            push("mongodb_replica_heartbeat_age_seconds", host, age.as_secs_f64());
         }
         if !is_primary || !member.is_up || member.is_asked {
             continue;
         }
         let Some(lag) = status.lag(member) else { continue };
-        push("mongodb_replica_lag_seconds", host(), lag.as_secs_f64());
-        if let Some(window) = window {
-            push("mongodb_replication_headroom_seconds", host(), window.as_secs_f64() - lag.as_secs_f64());
+        push("mongodb_replica_lag_seconds", host, lag.as_secs_f64());
+        // What came last may be on its way, or a no-op of a set in which nothing happens.
+        push("mongodb_replica_lag_writes_seconds", host, if idle > lag { 0.0 } else { lag.as_secs_f64() });
+        if let Some(window) = full_window {
+            push("mongodb_replication_headroom_seconds", host, window.as_secs_f64() - lag.as_secs_f64());
         }
     }
-    if let Some(window) = window {
+    if let Some(window) = oplog.window {
         push("mongodb_oplog_window_seconds", None, window.as_secs_f64());
     }
+    if let Some(window) = full_window {
+        push("mongodb_oplog_full_window_seconds", None, window.as_secs_f64());
+    }
+    for (kind, bytes) in [("used", oplog.used_bytes), ("max", oplog.max_bytes)] {
+        if let Some(bytes) = bytes {
+            push("mongodb_oplog_bytes", Some(kind), bytes);
+        }
+    }
     let position = |reading: &Reading| crate::METRICS.iter().position(|metric| metric == reading.metric);
-    readings.sort_by_key(position);
+    readings.sort_by_cached_key(position);
     readings
+}
+
+/// From a time to a later one; nothing if it is not later.
+fn between(earlier: Option<DateTime>, later: Option<DateTime>) -> Option<Duration> {
+    let passed = later?.timestamp_millis() - earlier?.timestamp_millis();
+    Some(Duration::from_millis(u64::try_from(passed).unwrap_or(0)))
 }
 
 const STATES: [MemberState; 10] = [

@@ -7,8 +7,9 @@ use std::time::Duration;
 use mongo_core::bson::{Bson, DateTime, Document, RawDocumentBuf, rawdoc};
 
 use crate::{
+    collector::number,
     metric::{Field, Metric, Source},
-    reading::{Epoch, HistogramValue, Reading, Value},
+    reading::{Epoch, HistogramValue, Reading, Value, reading},
     table::{METRICS, metric},
 };
 
@@ -21,7 +22,6 @@ pub(crate) fn command() -> RawDocumentBuf {
         "indexStats": 0,
         "mirroredReads": 0,
         "readConcernCounters": 0,
-        "security": 0,
         "sharding": 0,
         "tenantMigrations": 0,
         "transportSecurity": 0,
@@ -43,7 +43,27 @@ pub(crate) fn read(status: &Document) -> (Option<Epoch>, Vec<Reading>) {
         readings.push(Reading::number(started, Vec::new(), epoch.started.timestamp_millis() as f64 / 1e3));
     }
     readings.extend(instance(status));
+    readings.extend(certificate(status));
     (epoch, readings)
+}
+
+/// What an answer of `hostInfo` says.
+pub(crate) fn of_host(info: &Document) -> Vec<Reading> {
+    let system = info.get_document("system").ok();
+    let field = |name: &str| system.and_then(|system| system.get(name)).and_then(number);
+    let memory = field("memLimitMB").or_else(|| field("memSizeMB")).map(|mebibytes| mebibytes * 1_048_576.0);
+    [("mongodb_host_memory_bytes", memory), ("mongodb_host_cores", field("numCores"))]
+        .into_iter()
+        .filter_map(|(name, value)| reading(name, &[], value?))
+        .collect()
+}
+
+/// For how long the server's certificate is still valid.
+fn certificate(status: &Document) -> Option<Reading> {
+    let expires = status.get_document("security").ok()?.get_datetime("SSLServerCertificateExpirationDate").ok()?;
+    let left = expires.timestamp_millis() - status.get_datetime("localTime").ok()?.timestamp_millis();
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds until a date")]
+    reading("mongodb_certificate_expiry_seconds", &[], left as f64 / 1e3)
 }
 
 fn epoch(status: &Document) -> Option<Epoch> {
@@ -106,17 +126,6 @@ fn go_on<'a>(value: &'a Bson, rest: Option<&str>, captured: &mut Vec<&'a str>, f
         (None, value) => found(captured, value),
         (Some(rest), Bson::Document(document)) => find(document, rest, captured, found),
         _ => {}
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counters whose last digits do not matter")]
-fn number(value: &Bson) -> Option<f64> {
-    match value {
-        Bson::Int32(number) => Some(f64::from(*number)),
-        Bson::Int64(number) => Some(*number as f64),
-        Bson::Double(number) => Some(*number).filter(|number| number.is_finite()),
-        Bson::Boolean(is) => Some(f64::from(u8::from(*is))),
-        _ => None,
     }
 }
 
@@ -203,13 +212,32 @@ mod tests {
                 "mongodb_connections_queued_for_establishment",
                 "mongodb_connection_establishment_rate_limit_total",
                 "mongodb_connections_rejected_total",
+                "mongodb_commands_rejected_total",
+                "mongodb_handshake_time_seconds",
+                "mongodb_ingress_admissions_total",
+                "mongodb_ingress_queue_wait_seconds",
+                "mongodb_ingress_tokens_available",
+                "mongodb_spill_bytes_total",
                 "mongodb_ticket_queue_length",
                 "mongodb_ticket_queue_seconds_total",
+                "mongodb_ticket_queued_total",
+                "mongodb_ticket_processing_seconds_total",
+                "mongodb_ticket_admissions_total",
+                "mongodb_execution_delinquent_acquisitions_total",
+                "mongodb_execution_deprioritized_total",
+                "mongodb_execution_load_shed_total",
             ];
-            let rare = ["mongodb_lock_deadlocks_total"];
+            // The fixtures are of servers without TLS or shards.
+            let rare = [
+                "mongodb_lock_deadlocks_total",
+                "mongodb_authentications_total",
+                "mongodb_certificate_expiry_seconds",
+                "mongodb_migrations_total",
+                "mongodb_stale_config_errors_total",
+            ];
             for metric in METRICS {
                 let is_due = match &metric.source {
-                    Source::WorkedOut(from) => from.starts_with("serverStatus"),
+                    Source::WorkedOut(from) => from.starts_with("serverStatus") && !rare.contains(&metric.name),
                     _ => !newer.contains(&metric.name) && !rare.contains(&metric.name),
                 };
                 assert_eq!(has.contains(metric.name), is_due, "{version}: {}", metric.name);
@@ -233,6 +261,24 @@ mod tests {
         assert_eq!(value(&readings, "mongodb_elections_total", &["called", "stepUpCmd"]), Some(3.0));
         assert_eq!(value(&readings, "mongodb_memory_bytes", &["virtual"]), None, "a text is no number");
         assert_eq!(value(&readings, "mongodb_page_faults_total", &[]), None);
+    }
+
+    #[test]
+    fn a_certificate_is_told_by_how_long_it_is_still_valid() {
+        use mongo_core::bson::doc;
+        let expires = DateTime::from_millis(1_000_003_400 + 86_400_000);
+        let mut status = bson_doc();
+        status.insert("security", doc! { "SSLServerCertificateExpirationDate": expires });
+        assert_eq!(value(&read(&status).1, "mongodb_certificate_expiry_seconds", &[]), Some(86_400.0));
+        assert_eq!(value(&read(&bson_doc()).1, "mongodb_certificate_expiry_seconds", &[]), None);
+    }
+
+    #[test]
+    fn a_container_has_the_memory_that_it_may_use() {
+        use mongo_core::bson::doc;
+        let host = of_host(&doc! { "system": { "memSizeMB": 64_000, "memLimitMB": 2_048_i64, "numCores": 4 } });
+        assert_eq!(value(&host, "mongodb_host_memory_bytes", &[]), Some(2_147_483_648.0));
+        assert_eq!(value(&host, "mongodb_host_cores", &[]), Some(4.0));
     }
 
     fn bson_doc() -> Document {

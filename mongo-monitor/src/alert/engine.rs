@@ -92,6 +92,8 @@ pub struct Alert {
     pub phase: AlertPhase,
     /// Since when the condition has held.
     pub since: DateTime,
+    /// When it was resolved.
+    pub ended: Option<DateTime>,
     /// What to do about it, for a person.
     pub summary: String,
     /// Whether anything could be read. Without, an alert stays what it was.
@@ -161,6 +163,24 @@ pub(super) trait Readings {
 
     /// The series of a member that are meant, each with the values of its labels.
     fn values(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)>;
+
+    /// The same of histograms, by the mean of what they counted anew.
+    fn means(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)>;
+}
+
+/// What is to be told, and whom.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) alerts: Vec<Alert>,
+    sinks: Vec<Arc<dyn AlertSink>>,
+}
+
+impl News {
+    pub(crate) fn tell(&self) {
+        if !self.alerts.is_empty() {
+            self.sinks.iter().for_each(|sink| sink.tell(&self.alerts));
+        }
+    }
 }
 
 /// What a monitor shows at one time.
@@ -177,12 +197,19 @@ impl Readings for Shown<'_> {
     fn values(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)> {
         let Some(metric) = quantity.metric() else { return Vec::new() };
         if let Some(last) = quantity.rate() {
-            return self.monitor.rates(member, metric, last, |labels| quantity.covers(metric, labels));
+            let summaries = self.monitor.current(member, metric, last, |labels| quantity.covers(metric, labels));
+            return summaries.into_iter().filter_map(|(labels, summary)| Some((labels, summary.rate?))).collect();
         }
         let members = self.view.members.iter().filter(|known| known.host == member);
         let wanted =
             members.flat_map(|member| member.readings_of(metric)).filter(|reading| quantity.covers(metric, &reading.labels));
         wanted.map(|reading| (reading.labels.clone(), reading.as_number())).collect()
+    }
+
+    fn means(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)> {
+        let Some((metric, last)) = quantity.metric().zip(quantity.rate()) else { return Vec::new() };
+        let summaries = self.monitor.current(member, metric, last, |labels| quantity.covers(metric, labels));
+        summaries.into_iter().filter_map(|(labels, summary)| Some((labels, summary.mean_of_new?))).collect()
     }
 }
 
@@ -242,15 +269,17 @@ impl Alerts {
 
     /// Looks at what a monitor has read last, and tells the sinks what is new. Gives the same.
     pub fn evaluate(&mut self, monitor: &Monitor) -> Vec<Alert> {
-        self.evaluate_in(monitor.shared())
+        let news = self.evaluate_in(monitor.shared());
+        news.tell();
+        news.alerts
     }
 
-    pub(crate) fn evaluate_in(&mut self, monitor: &Shared) -> Vec<Alert> {
+    /// The same, but for the telling: that is for the caller to do, once he holds no lock.
+    pub(crate) fn evaluate_in(&mut self, monitor: &Shared) -> News {
         let (at, wall) = monitor.now();
-        self.look(
-            Moment { at: i64::try_from(at.as_millis()).unwrap_or(i64::MAX), wall },
-            &Shown { monitor, view: monitor.view() },
-        )
+        let now = Moment { at: i64::try_from(at.as_millis()).unwrap_or(i64::MAX), wall };
+        let alerts = self.look(now, &Shown { monitor, view: monitor.view() });
+        News { alerts, sinks: self.sinks.clone() }
     }
 
     /// What is pending and what fires, by name.
@@ -312,20 +341,16 @@ impl Alerts {
         self.silences.retain(|silence| silence.until > now.wall);
         let members = readings.members();
         let mut resolved = Vec::new();
-        for rule in self.rules.clone() {
-            let numbers = numbers(&rule, &members, readings);
+        let rules = std::mem::take(&mut self.rules);
+        for rule in &rules {
+            let numbers = numbers(rule, &members, readings);
             for (key, number) in &numbers {
-                resolved.extend(self.step(&rule, key, *number, now));
+                resolved.extend(self.step(rule, key, *number, now));
             }
-            resolved.extend(self.without_data(&rule, &numbers, &members, passed));
+            resolved.extend(self.without_data(rule, &numbers, &members, passed));
         }
-        let news = self.news(resolved, now);
-        if !news.is_empty() {
-            for sink in &self.sinks {
-                sink.tell(&news);
-            }
-        }
-        news
+        self.rules = rules;
+        self.news(resolved, now)
     }
 
     /// Takes a number in. Gives the alert if it is over.
@@ -415,6 +440,7 @@ impl Alerts {
             value: tracked.value,
             phase,
             since: DateTime::from_millis(now.wall.timestamp_millis().saturating_sub(now.at - tracked.since)),
+            ended: (phase == AlertPhase::Resolved).then_some(now.wall),
             summary: rule.summary.clone(),
             has_data: tracked.has_data,
             muted: self.muted(rule, key),
@@ -466,10 +492,12 @@ fn numbers(rule: &Rule, members: &[String], readings: &dyn Readings) -> BTreeMap
     };
     let mut numbers = BTreeMap::new();
     match &rule.expression {
-        Expression::Each(quantity) => {
+        Expression::Each(quantity) | Expression::MeanOf(quantity) => {
+            let is_mean = matches!(rule.expression, Expression::MeanOf(_));
             let names = quantity.metric().map(|metric| metric.labels).unwrap_or_default();
             for member in members {
-                for (values, number) in readings.values(member, quantity) {
+                let values = if is_mean { readings.means(member, quantity) } else { readings.values(member, quantity) };
+                for (values, number) in values {
                     let labels = names.iter().map(|name| (*name).to_owned()).zip(values);
                     // What the rule has chosen itself tells nobody anything.
                     let labels = labels.filter(|(name, _)| !quantity.labels.contains_key(name)).collect();
@@ -513,230 +541,4 @@ fn milliseconds(seconds: u64) -> i64 {
 const REPEAT: Duration = Duration::from_secs(4 * 3600);
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{CollectingSink, MonitorSettings, Threshold, default_rules};
-
-    /// Numbers of metrics, by member and the metric's name.
-    #[derive(Default)]
-    struct Given {
-        members: Vec<String>,
-        numbers: BTreeMap<(String, String), f64>,
-    }
-
-    impl Given {
-        fn of(numbers: &[(&str, &str, f64)]) -> Self {
-            let members: BTreeSet<String> = numbers.iter().map(|(member, _, _)| (*member).to_owned()).collect();
-            let numbers = numbers.iter().map(|(member, metric, number)| (((*member).to_owned(), (*metric).to_owned()), *number));
-            Self { members: members.into_iter().collect(), numbers: numbers.collect() }
-        }
-
-        fn without_numbers(mut self) -> Self {
-            self.numbers.clear();
-            self
-        }
-    }
-
-    impl Readings for Given {
-        fn members(&self) -> Vec<String> {
-            self.members.clone()
-        }
-
-        fn values(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)> {
-            let number = self.numbers.get(&(member.to_owned(), quantity.metric.clone()));
-            number.map(|number| (Vec::new(), *number)).into_iter().collect()
-        }
-    }
-
-    fn at(seconds: i64) -> Moment {
-        Moment { at: seconds * 1000, wall: DateTime::from_millis(1_000_000_000 + seconds * 1000) }
-    }
-
-    const METRIC: &str = "mongodb_wt_open_sessions";
-
-    fn rule() -> Rule {
-        let each = Expression::Each(Quantity::of(METRIC));
-        let mut rule = Rule::new("sessions", Severity::Warning, each, Threshold::Above(80.0), "too many");
-        rule.clear = Some(75.0);
-        rule.for_seconds = 60;
-        rule.keep_firing_seconds = 30;
-        rule
-    }
-
-    fn round(alerts: &mut Alerts, seconds: i64, number: f64) -> Vec<(AlertPhase, Option<f64>)> {
-        let news = alerts.look(at(seconds), &Given::of(&[("a:1", METRIC, number)]));
-        news.into_iter().map(|alert| (alert.phase, alert.value)).collect()
-    }
-
-    fn phases(alerts: &Alerts) -> Vec<AlertPhase> {
-        alerts.active().into_iter().map(|alert| alert.phase).collect()
-    }
-
-    use AlertPhase::{Firing, Pending, Resolved};
-
-    #[test]
-    fn an_alert_is_pending_then_fires_is_told_once_and_again_much_later_and_is_resolved_once() {
-        let sink = Arc::new(CollectingSink::default());
-        let mut alerts = Alerts::new(vec![rule()]).unwrap().with_repeat(Duration::from_secs(600));
-        alerts = alerts.with_sink(Arc::<CollectingSink>::clone(&sink));
-        assert_eq!(round(&mut alerts, 0, 90.0), []);
-        assert_eq!(phases(&alerts), [Pending]);
-        assert_eq!(round(&mut alerts, 59, 90.0), []);
-        assert_eq!(round(&mut alerts, 60, 91.0), [(Firing, Some(91.0))]);
-        assert_eq!(alerts.active()[0].since, DateTime::from_millis(1_000_000_000));
-        assert_eq!(round(&mut alerts, 659, 91.0), []);
-        assert_eq!(round(&mut alerts, 660, 92.0), [(Firing, Some(92.0))]);
-        // Between the thresholds it goes on.
-        assert_eq!(round(&mut alerts, 700, 77.0), []);
-        assert_eq!(phases(&alerts), [Firing]);
-        // Well, and for long enough; a relapse in between begins anew.
-        assert_eq!(round(&mut alerts, 710, 70.0), []);
-        assert_eq!(round(&mut alerts, 730, 85.0), []);
-        assert_eq!(round(&mut alerts, 740, 70.0), []);
-        assert_eq!(round(&mut alerts, 769, 70.0), []);
-        assert_eq!(round(&mut alerts, 770, 70.0), [(Resolved, Some(70.0))]);
-        assert_eq!(round(&mut alerts, 780, 70.0), []);
-        assert!(alerts.active().is_empty());
-        let told: Vec<AlertPhase> = sink.take().into_iter().map(|alert| alert.phase).collect();
-        assert_eq!(told, [Firing, Firing, Resolved]);
-    }
-
-    #[test]
-    fn what_was_only_pending_is_never_told() {
-        let mut alerts = Alerts::new(vec![rule()]).unwrap();
-        round(&mut alerts, 0, 90.0);
-        assert_eq!(round(&mut alerts, 30, 79.0), []);
-        assert!(alerts.active().is_empty(), "the threshold for those that fire is not that of those that wait");
-        round(&mut alerts, 40, 90.0);
-        assert_eq!(round(&mut alerts, 99, 90.0), []);
-        assert_eq!(round(&mut alerts, 100, 90.0), [(Firing, Some(90.0))]);
-    }
-
-    #[test]
-    fn what_cannot_be_read_resolves_nothing_and_lets_nothing_begin_to_fire() {
-        let nothing = || Given::of(&[("a:1", METRIC, 0.0)]).without_numbers();
-        let mut alerts = Alerts::new(vec![rule()]).unwrap();
-        round(&mut alerts, 0, 90.0);
-        alerts.look(at(50), &nothing());
-        assert!(alerts.look(at(1000), &nothing()).is_empty());
-        assert!(!alerts.active()[0].has_data);
-        // Of the minute nothing was left over but what was seen.
-        assert_eq!(round(&mut alerts, 1001, 90.0), []);
-        assert_eq!(round(&mut alerts, 1060, 90.0), [(Firing, Some(90.0))]);
-        assert!(alerts.look(at(5000), &nothing()).is_empty());
-        assert_eq!(phases(&alerts), [Firing]);
-        // A member that was taken out of the set has no troubles any more.
-        let news = alerts.look(at(5010), &Given::of(&[("b:1", METRIC, 0.0)]));
-        assert_eq!(news.iter().map(|alert| alert.phase).collect::<Vec<_>>(), [Resolved]);
-    }
-
-    #[test]
-    fn what_another_alert_explains_is_told_when_that_is_over() {
-        let down =
-            Rule::new("down", Severity::Critical, Expression::Each(Quantity::of("mongodb_up")), Threshold::Below(0.5), "gone");
-        let mut slow = rule();
-        (slow.for_seconds, slow.keep_firing_seconds, slow.inhibited_by) = (0, 0, vec!["down".to_owned()]);
-        let mut alerts = Alerts::new(vec![slow, down]).unwrap();
-        let mut look = |seconds: i64, up: f64, other_up: f64| {
-            let given = [("a:1", METRIC, 90.0), ("a:1", "mongodb_up", up), ("b:1", "mongodb_up", other_up)];
-            alerts.look(at(seconds), &Given::of(&given)).into_iter().map(|alert| (alert.id, alert.phase)).collect::<Vec<_>>()
-        };
-        let told = |id: &str, phase: AlertPhase| (id.to_owned(), phase);
-        assert_eq!(look(0, 0.0, 1.0), [told("down of a:1", Firing)]);
-        assert_eq!(look(10, 1.0, 1.0), [told("down of a:1", Resolved), told("sessions of a:1", Firing)]);
-        // Another member's trouble explains nothing.
-        assert_eq!(look(20, 1.0, 0.0), [told("down of b:1", Firing)]);
-    }
-
-    #[test]
-    fn a_silence_ends() {
-        let mut immediate = rule();
-        immediate.for_seconds = 0;
-        let mut alerts = Alerts::new(vec![immediate]).unwrap();
-        let mut silence = Silence::until(at(100).wall, "upgrade");
-        silence.member = Some("a:1".to_owned());
-        alerts.silence(silence);
-        assert_eq!(round(&mut alerts, 0, 90.0), []);
-        assert_eq!(alerts.active()[0].muted.as_deref(), Some("silenced: upgrade"));
-        assert_eq!(round(&mut alerts, 99, 90.0), []);
-        assert_eq!(round(&mut alerts, 101, 90.0), [(Firing, Some(90.0))]);
-    }
-
-    #[test]
-    fn a_restart_tells_nothing_twice_and_forgets_nothing() {
-        let mut alerts = Alerts::new(vec![rule()]).unwrap();
-        round(&mut alerts, 0, 90.0);
-        round(&mut alerts, 60, 90.0);
-        let state: AlertState = serde_json::from_str(&serde_json::to_string(&alerts.save()).unwrap()).unwrap();
-        // The monotonic clock of another process begins at nothing.
-        let mut anew = Alerts::new(vec![rule()]).unwrap();
-        anew.restore(state.clone());
-        assert_eq!(anew.save(), state, "saved again before anything was looked at");
-        let later = |seconds: i64| Moment { at: (seconds - 100) * 1000, ..at(seconds) };
-        assert!(anew.look(later(100), &Given::of(&[("a:1", METRIC, 90.0)])).is_empty(), "it was told before");
-        assert_eq!((phases(&anew), anew.active()[0].since), (vec![Firing], at(0).wall));
-        let _ = anew.look(later(110), &Given::of(&[("a:1", METRIC, 10.0)]));
-        let news = anew.look(later(140), &Given::of(&[("a:1", METRIC, 10.0)]));
-        assert_eq!(news[0].phase, Resolved);
-    }
-
-    #[test]
-    fn rules_that_make_no_sense_are_refused_and_the_reason_is_named() {
-        let refused = |change: &dyn Fn(&mut Rule)| {
-            let mut rule = rule();
-            change(&mut rule);
-            Alerts::new(vec![rule]).map(drop).unwrap_err().to_string()
-        };
-        assert!(refused(&|rule| rule.clear = Some(90.0)).contains("well again"));
-        assert!(refused(&|rule| rule.expression = Expression::Each(Quantity::of("mongodb_nonsense"))).contains("does not exist"));
-        assert!(refused(&|rule| rule.expression = Expression::Each(Quantity::of("mongodb_ttl_passes_total"))).contains("rate"));
-        assert!(refused(&|rule| rule.expression = Expression::Each(Quantity::of(METRIC).with("kind", "x"))).contains("label"));
-        assert!(refused(&|rule| rule.threshold = Threshold::Above(f64::NAN)).contains("number"));
-        assert!(refused(&|rule| rule.inhibited_by = vec!["other".to_owned()]).contains("does not exist"));
-        assert!(Alerts::new(vec![rule(), rule()]).is_err());
-    }
-
-    #[test]
-    fn the_rules_that_come_with_it_are_sound_and_survive_being_written_down() {
-        let rules = default_rules(&MonitorSettings::default());
-        Alerts::new(rules.clone()).unwrap();
-        let again: Vec<Rule> = serde_json::from_str(&serde_json::to_string(&rules).unwrap()).unwrap();
-        assert_eq!(again, rules);
-    }
-
-    proptest! {
-        #[test]
-        fn firing_and_resolved_are_told_in_turn(
-            steps in proptest::collection::vec((1..40_i64, proptest::option::of(60..100_u32)), 1..100),
-        ) {
-            let mut alerts = Alerts::new(vec![rule()]).unwrap().with_repeat(Duration::from_secs(1_000_000));
-            let (mut seconds, mut fires, mut above_since) = (0, false, None);
-            for (passed, number) in steps {
-                seconds += passed;
-                let given = match number {
-                    Some(number) => Given::of(&[("a:1", METRIC, f64::from(number))]),
-                    None => Given::of(&[("a:1", METRIC, 0.0)]).without_numbers(),
-                };
-                match number {
-                    Some(81..) => above_since = above_since.or(Some(seconds)),
-                    Some(_) => above_since = None,
-                    None => {}
-                }
-                for alert in alerts.look(at(seconds), &given) {
-                    match alert.phase {
-                        Firing => {
-                            prop_assert!(!fires && above_since.is_some_and(|since| seconds - since >= 60));
-                            fires = true;
-                        }
-                        _ => {
-                            prop_assert!(fires && number.is_some_and(|number| number <= 75));
-                            fires = false;
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

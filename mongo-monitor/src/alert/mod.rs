@@ -8,8 +8,12 @@ mod engine;
 mod rule;
 mod rules;
 mod sink;
+#[cfg(feature = "webhook")]
+mod webhook;
 
 pub use engine::{Alert, AlertPhase, AlertState, Alerts, Silence};
 pub use rule::{Expression, Quantity, Rule, Severity, Threshold};
 pub use rules::default_rules;
 pub use sink::{AlertSink, CollectingSink, LogSink};
+#[cfg(feature = "webhook")]
+pub use webhook::{WebhookSettings, WebhookSink};

@@ -62,12 +62,18 @@ pub enum Severity {
     Critical,
 }
 
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Severity {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::Warning => "warning",
             Self::Critical => "critical",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -98,6 +104,8 @@ pub enum Expression {
         /// By what.
         to: Vec<Quantity>,
     },
+    /// Of every series of every member, the mean of what a histogram has counted anew, in its unit.
+    MeanOf(Quantity),
     /// The sum over all members.
     Total(Quantity),
     /// The mean over all members.
@@ -178,7 +186,7 @@ impl Expression {
     /// Everything that it is made of.
     pub(super) fn quantities(&self) -> impl Iterator<Item = &Quantity> {
         let (some, more): (&[Quantity], &[Quantity]) = match self {
-            Self::Each(one) | Self::Total(one) | Self::Mean(one) => (std::slice::from_ref(one), &[]),
+            Self::Each(one) | Self::MeanOf(one) | Self::Total(one) | Self::Mean(one) => (std::slice::from_ref(one), &[]),
             Self::Sum(of) => (of, &[]),
             Self::Ratio { of, to } => (of, to),
         };
@@ -252,6 +260,11 @@ impl Rule {
             return Err(Error::invalid("a rule has no name"));
         }
         self.expression.quantities().try_for_each(Quantity::check).map_err(named)?;
+        if let Expression::MeanOf(of) = &self.expression
+            && of.metric().is_none_or(|metric| metric.kind != Kind::Histogram)
+        {
+            return Err(named(Error::invalid("only a histogram has a mean of what it counted")));
+        }
         if self.expression.quantities().next().is_none() {
             return Err(named(Error::invalid("a rule looks at nothing")));
         }

@@ -2,8 +2,8 @@
 //!
 //! Origins: the defaults and the guidance of MongoDB Atlas, the mixin of Grafana, those of the storage engine's own thresholds, and where these
 //! are known to cry wolf, ours. Not taken over: shares of free tickets, which from 7.0 on say nothing, as the server
-//! makes its pools larger and smaller by itself (the queues tell); the length of the oplog, which is short wherever a set is young (what is left of
-//! it for who lags tells).
+//! makes its pools larger and smaller by itself (how long is waited for them tells); the length of an oplog that is not full, which is short wherever a set is young;
+//! what no server tells of its machine (cores, disks and swap at work); restarts, which every upgrade is.
 
 use super::rule::{Expression, Quantity, Rule, Severity, Threshold};
 use crate::monitor::MonitorSettings;
@@ -27,6 +27,25 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
     let checkpoint = || Expression::Each(q("mongodb_checkpoint_duration_seconds").with("which", "recent"));
     let blind = || Expression::Each(q("mongodb_monitor_snapshot_age_seconds"));
     let oldest = || Expression::Each(q("mongodb_currentop_oldest_seconds"));
+    let full_oplog = || Expression::Each(q("mongodb_oplog_full_window_seconds"));
+    let rejected = || {
+        let limited = rate("mongodb_connection_establishment_rate_limit_total").with("result", "rejected");
+        Expression::Sum(vec![rate("mongodb_connections_rejected_total"), limited])
+    };
+    let shed = || {
+        let refused = rate("mongodb_ingress_admissions_total").with("limiter", "request").with("result", "rejected");
+        Expression::Sum(vec![rate("mongodb_execution_load_shed_total"), refused])
+    };
+    let ticket_wait = || Expression::Ratio {
+        of: vec![rate("mongodb_ticket_queue_seconds_total")],
+        to: vec![rate("mongodb_ticket_processing_seconds_total")],
+    };
+    let latency = |class: &str| Expression::MeanOf(rate("mongodb_operation_duration_seconds").with("class", class));
+    let disk = || {
+        let bytes = |kind: &str| vec![q("mongodb_filesystem_bytes").with("kind", kind)];
+        Expression::Ratio { of: bytes("used"), to: bytes("total") }
+    };
+    let certificate = || Expression::Each(q("mongodb_certificate_expiry_seconds"));
     let rounds = |count: u32| (settings.interval * count + settings.deadline).as_secs_f64();
     vec![
         Make::warning("instance_down", Expression::Each(q("mongodb_up")), Threshold::Below(0.5), "a member does not answer: look at its process, host and network")
@@ -144,6 +163,61 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
         )
         .lasting(120)
         .rule,
+        Make::warning("oplog_window", full_oplog(), Threshold::Below(86_400.0), "the oplog holds less than a day: who is away for as long needs a copy of everything")
+            .until(90_000.0)
+            .lasting(300)
+            .unless(&["oplog_window_short"])
+            .rule,
+        Make::critical("oplog_window_short", full_oplog(), Threshold::Below(3600.0), "the oplog holds less than an hour: make it larger").lasting(600).rule,
+        Make::warning(
+            "primary_elected",
+            Expression::Sum(vec![rate("mongodb_elections_total").with("result", "successful")]),
+            Threshold::Above(0.0),
+            "another member has become primary",
+        )
+        .rule,
+        Make::warning("connections_rejected", rejected(), Threshold::Above(0.0), "the server refuses connections").lasting(120).rule,
+        Make::warning("load_shed", shed(), Threshold::Above(0.0), "the server refuses requests because there are too many").lasting(60).rule,
+        Make::warning("ticket_wait", ticket_wait(), Threshold::Above(0.2), "operations wait for the storage engine for a fifth of the time that they work")
+            .lasting(120)
+            .unless(&["ticket_wait_long"])
+            .rule,
+        Make::critical("ticket_wait_long", ticket_wait(), Threshold::Above(1.0), "operations wait for the storage engine for longer than they work").lasting(120).rule,
+        Make::warning("read_latency", latency("reads"), Threshold::Above(0.02), "reads take longer than 20 ms on the average")
+            .until(0.015)
+            .lasting(300)
+            .unless(&["read_latency_high"])
+            .rule,
+        Make::critical("read_latency_high", latency("reads"), Threshold::Above(0.05), "reads take longer than 50 ms on the average").until(0.04).lasting(300).rule,
+        Make::warning("write_latency", latency("writes"), Threshold::Above(0.02), "writes take longer than 20 ms on the average")
+            .until(0.015)
+            .lasting(300)
+            .unless(&["write_latency_high"])
+            .rule,
+        Make::critical("write_latency_high", latency("writes"), Threshold::Above(0.05), "writes take longer than 50 ms on the average").until(0.04).lasting(300).rule,
+        Make::warning(
+            "memory",
+            Expression::Ratio { of: vec![q("mongodb_memory_bytes").with("kind", "resident")], to: vec![q("mongodb_host_memory_bytes")] },
+            Threshold::Above(0.8),
+            "the process has most of the machine's memory",
+        )
+        .until(0.75)
+        .lasting(300)
+        .rule,
+        Make::warning("disk", disk(), Threshold::Above(0.9), "the disk is filling up").until(0.88).unless(&["disk_full"]).rule,
+        Make::critical("disk_full", disk(), Threshold::Above(0.95), "the disk is almost full: the server ends when it is").lasting(300).rule,
+        Make::warning(
+            "namespaces",
+            Expression::Each(q("mongodb_namespaces").with("kind", "collection")),
+            Threshold::Above(10_000.0),
+            "there are more than ten thousand collections: restarts and failovers take long",
+        )
+        .rule,
+        Make::warning("certificate", certificate(), Threshold::Below(30.0 * 86_400.0), "the server's certificate is valid for less than a month")
+            .lasting(3600)
+            .unless(&["certificate_soon"])
+            .rule,
+        Make::critical("certificate_soon", certificate(), Threshold::Below(7.0 * 86_400.0), "the server's certificate is valid for less than a week").lasting(3600).rule,
         Make::warning(
             "flow_control",
             Expression::Each(q("mongodb_flow_control_lagged")),
@@ -228,6 +302,7 @@ mod tests {
         for rule in default_rules(&MonitorSettings::default()) {
             let looks_at = match &rule.expression {
                 Expression::Each(of) => quantity(of),
+                Expression::MeanOf(of) => format!("mean of what is new, of {}", quantity(of).replacen("rate of ", "", 1)),
                 Expression::Sum(of) => sum(of),
                 Expression::Ratio { of, to } => format!("({}) / ({})", sum(of), sum(to)),
                 Expression::Total(of) => format!("{}, summed over all members", quantity(of)),

@@ -6,10 +6,11 @@ use std::{
 };
 
 use super::engine::{Alert, AlertPhase};
+use crate::failover::{FailoverEvent, FailoverKind, FailoverSink};
 
 /// Is told of alerts: of all that began, went on for long enough to be told again, or were resolved in a round, together.
 ///
-/// Called where the alerts are evaluated: one that sends over a network hands them on, and none may ask the monitor for its alerts meanwhile.
+/// Called where the alerts are evaluated: one that sends over a network hands them on to a task of its own, as the webhook does.
 pub trait AlertSink: fmt::Debug + Send + Sync + 'static {
     /// Takes the news of a round; never none.
     fn tell(&self, news: &[Alert]);
@@ -33,19 +34,44 @@ impl AlertSink for LogSink {
     }
 }
 
+impl FailoverSink for LogSink {
+    /// What is bad news as a warning, what is good news as information.
+    fn tell_failover(&self, event: &FailoverEvent) {
+        let (kind, summary) = (event.kind.name(), &event.summary);
+        match event.kind {
+            FailoverKind::ServerUp | FailoverKind::NewPrimary | FailoverKind::WritableServer => tracing::info!(kind, "{summary}"),
+            _ => tracing::warn!(kind, "{summary}"),
+        }
+    }
+}
+
 /// Keeps what it is told, for tests.
 #[derive(Debug, Default)]
-pub struct CollectingSink(Mutex<Vec<Alert>>);
+pub struct CollectingSink {
+    alerts: Mutex<Vec<Alert>>,
+    failovers: Mutex<Vec<FailoverEvent>>,
+}
 
 impl CollectingSink {
-    /// Everything that was told since the last call.
+    /// The alerts that were told since the last call.
     pub fn take(&self) -> Vec<Alert> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.alerts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The failovers that were told since the last call.
+    pub fn take_failovers(&self) -> Vec<FailoverEvent> {
+        std::mem::take(&mut self.failovers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl FailoverSink for CollectingSink {
+    fn tell_failover(&self, event: &FailoverEvent) {
+        self.failovers.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
     }
 }
 
 impl AlertSink for CollectingSink {
     fn tell(&self, news: &[Alert]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(news);
+        self.alerts.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(news);
     }
 }

@@ -1,0 +1,168 @@
+//! What the dashboard draws.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::{history::Point, monitor::Monitor, table::metric};
+
+/// A drawing with lines.
+#[derive(Debug, Serialize)]
+pub(crate) struct Chart {
+    id: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    lines: Vec<Line>,
+}
+
+/// What one member was over a while.
+#[derive(Debug, Serialize)]
+struct Line {
+    member: String,
+    /// Which of several that a chart has of each member.
+    series: Option<String>,
+    points: Vec<Point>,
+}
+
+/// What a chart shows.
+struct Plan {
+    id: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    metric: &'static str,
+    /// The label by which its lines differ, and those of its values that are shown; none for all.
+    by: Option<(&'static str, &'static [&'static str])>,
+    shows: Shows,
+}
+
+/// What of a metric is shown.
+enum Shows {
+    All,
+    /// Series with a value of another label.
+    Only(&'static str, &'static str),
+    /// Each divided by the series with this value of the label by which lines differ.
+    ShareOf(&'static str),
+}
+
+/// The drawings, over the newest while of a length.
+pub(crate) fn charts(monitor: &Monitor, last: Duration) -> Vec<Chart> {
+    PLANS.iter().map(|plan| plan.draw(monitor, last)).collect()
+}
+
+impl Plan {
+    fn draw(&self, monitor: &Monitor, last: Duration) -> Chart {
+        let mut lines = Vec::new();
+        if let Some(metric) = metric(self.metric) {
+            let label = |labels: &[String], name: &str| {
+                let position = metric.labels.iter().position(|label| *label == name)?;
+                labels.get(position).cloned()
+            };
+            let all = monitor.points(metric, last);
+            for (member, labels, points) in &all {
+                let series = self.by.and_then(|(name, _)| label(labels, name));
+                let is_shown = match (self.by, &series) {
+                    (Some((_, wanted)), Some(series)) => wanted.is_empty() || wanted.contains(&series.as_str()),
+                    _ => true,
+                };
+                let is_meant = match self.shows {
+                    Shows::Only(name, value) => label(labels, name).as_deref() == Some(value),
+                    _ => true,
+                };
+                if !is_shown || !is_meant {
+                    continue;
+                }
+                // Lag is told by the primary of others.
+                let member = label(labels, "member").unwrap_or_else(|| member.clone());
+                let points = match (&self.shows, self.by) {
+                    (Shows::ShareOf(whole), Some((name, _))) => {
+                        let whole = all
+                            .iter()
+                            .find(|(other, labels, _)| *other == member && label(labels, name).as_deref() == Some(whole));
+                        let Some(whole) = whole.and_then(|(_, _, points)| points.last()?.1).filter(|whole| *whole > 0.0) else {
+                            continue;
+                        };
+                        points.iter().map(|(at, value)| (*at, value.map(|value| value / whole))).collect()
+                    }
+                    _ => points.clone(),
+                };
+                lines.push(Line { member, series, points });
+            }
+        }
+        Chart { id: self.id, title: self.title, unit: self.unit, lines }
+    }
+}
+
+const PLANS: &[Plan] = &[
+    Plan {
+        id: "operations",
+        title: "Operations",
+        unit: "per_second",
+        metric: "mongodb_operations_total",
+        by: Some(("type", &[])),
+        shows: Shows::All,
+    },
+    Plan {
+        id: "latency",
+        title: "Mean latency",
+        unit: "seconds",
+        metric: "mongodb_operation_duration_seconds",
+        by: Some(("class", &["reads", "writes", "commands"])),
+        shows: Shows::All,
+    },
+    Plan {
+        id: "lag",
+        title: "Replication lag",
+        unit: "seconds",
+        metric: "mongodb_replica_lag_seconds",
+        by: None,
+        shows: Shows::All,
+    },
+    Plan {
+        id: "connections",
+        title: "Connections",
+        unit: "count",
+        metric: "mongodb_connections",
+        by: None,
+        shows: Shows::Only("state", "current"),
+    },
+    Plan {
+        id: "cache",
+        title: "Cache",
+        unit: "ratio",
+        metric: "mongodb_cache_bytes",
+        by: Some(("kind", &["used", "dirty"])),
+        shows: Shows::ShareOf("max"),
+    },
+    Plan {
+        id: "tickets",
+        title: "Tickets in use",
+        unit: "count",
+        metric: "mongodb_tickets",
+        by: Some(("op", &[])),
+        shows: Shows::Only("state", "out"),
+    },
+    Plan {
+        id: "queue",
+        title: "Operations that wait",
+        unit: "count",
+        metric: "mongodb_global_lock_queue",
+        by: Some(("kind", &[])),
+        shows: Shows::All,
+    },
+    Plan {
+        id: "network",
+        title: "Network",
+        unit: "bytes_per_second",
+        metric: "mongodb_network_bytes_total",
+        by: Some(("direction", &[])),
+        shows: Shows::All,
+    },
+    Plan {
+        id: "memory",
+        title: "Memory",
+        unit: "bytes",
+        metric: "mongodb_memory_bytes",
+        by: None,
+        shows: Shows::Only("kind", "resident"),
+    },
+];

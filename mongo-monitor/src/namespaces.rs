@@ -1,0 +1,356 @@
+//! Databases and collections: how large they are, and what is done with them.
+//!
+//! All of this costs the server more the more collections there are, so it is rationed. Who is busiest is asked of `top`, in one command. Sizes are asked of one collection
+//! at a time, those first that are shown, the others in turn, for a tenth of a second a round: of ten thousand collections some are known
+//! in the first round and all after some hours. And of all that is known only the first of it are shown, those that are busiest, then those that are largest.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use mongo_core::{
+    ErrorKind, Result,
+    bson::{Bson, Document, doc},
+    mongodb::Client,
+};
+use tokio::time::Instant;
+
+use crate::{
+    collector::{Collected, number},
+    monitor::MonitorSettings,
+    reading::{Reading, reading},
+};
+
+/// What is known of the databases and collections of a member.
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    databases: BTreeMap<String, Database>,
+    collections: BTreeMap<Name, Collection>,
+    /// Who is asked next of those whose turn it is.
+    next_database: Option<String>,
+    next_collection: Option<Name>,
+}
+
+/// Database and collection.
+type Name = (String, String);
+
+#[derive(Debug, Default)]
+struct Database {
+    sizes: Vec<Size>,
+    objects: Option<f64>,
+}
+
+#[derive(Debug, Default)]
+struct Collection {
+    sizes: Vec<Size>,
+    objects: Option<f64>,
+    /// By kind of operation, how many there were and how many microseconds they took.
+    done: Vec<(&'static str, f64, f64)>,
+    /// How many microseconds operations took, lately more than formerly.
+    busy: f64,
+}
+
+type Size = (&'static str, f64);
+
+impl Collection {
+    fn bytes(&self) -> f64 {
+        self.sizes.iter().find(|(kind, _)| *kind == "storage").map_or(0.0, |(_, bytes)| *bytes)
+    }
+
+    fn took(&self) -> f64 {
+        self.done.iter().map(|(_, _, micros)| micros).sum()
+    }
+}
+
+impl Namespaces {
+    /// # Cancel safety
+    /// What is known stays, and is a mixture of older and newer.
+    pub(crate) async fn read(&mut self, client: &Client, settings: &MonitorSettings) -> Result<Collected> {
+        self.look_who_is_there(client, settings.deadline).await?;
+        let lacking = match top(client, settings.deadline).await {
+            Ok(totals) => {
+                self.take_totals(&totals);
+                None
+            }
+            Err(error) => Some(format!("who is busiest is not known: {}", error.report())),
+        };
+        let filesystem = self.measure_databases(client, settings).await?;
+        let shown = self.measure_collections(client, settings).await?;
+        let mut readings = self.of_databases(settings.namespaces, &filesystem);
+        readings.extend(self.of_collections(&shown));
+        for name in &shown {
+            readings.extend(index_uses(client, name, settings.deadline).await?);
+        }
+        let position = |reading: &Reading| crate::METRICS.iter().position(|metric| metric == reading.metric);
+        readings.sort_by_cached_key(position);
+        Ok(Collected { lacking, ..Collected::of(readings) })
+    }
+
+    async fn look_who_is_there(&mut self, client: &Client, deadline: Duration) -> Result<()> {
+        let listed = client.list_database_names().authorized_databases(true);
+        let names: BTreeSet<String> = within(deadline, listed.into_future()).await?.into_iter().collect();
+        let mut collections = BTreeSet::new();
+        for database in names.iter().filter(|name| !SYSTEM.contains(&name.as_str())) {
+            let found = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };
+            let mut cursor = within(deadline, client.database(database).run_cursor_command(found).into_future()).await?;
+            while within(deadline, cursor.advance()).await? {
+                let collection = cursor.deserialize_current()?;
+                let (Ok(name), kind) = (collection.get_str("name"), collection.get_str("type").ok()) else { continue };
+                let holds_data =
+                    kind == Some("collection") && (!name.starts_with("system.") || name.starts_with("system.buckets."));
+                if holds_data {
+                    collections.insert((database.clone(), name.to_owned()));
+                }
+            }
+        }
+        self.databases.retain(|name, _| names.contains(name));
+        for name in names {
+            self.databases.entry(name).or_default();
+        }
+        self.collections.retain(|name, _| collections.contains(name));
+        for name in collections {
+            self.collections.entry(name).or_default();
+        }
+        Ok(())
+    }
+
+    /// Takes in an answer of `top`.
+    fn take_totals(&mut self, totals: &Document) {
+        for ((database, name), collection) in &mut self.collections {
+            let Ok(total) = totals.get_document(format!("{database}.{name}")) else { continue };
+            let before = collection.took();
+            let known = OPERATIONS.iter().filter_map(|(theirs, ours)| {
+                let of = total.get_document(theirs).ok()?;
+                Some((*ours, number(of.get("count")?)?, number(of.get("time")?)?))
+            });
+            // A collection that was not known before has done all it did just now, or at any time: that is no matter.
+            collection.done = known.collect();
+            let grown = (collection.took() - before).max(0.0);
+            collection.busy = collection.busy / 2.0 + grown;
+        }
+    }
+
+    /// The sizes of the databases whose turn it is; gives that of the file system.
+    async fn measure_databases(&mut self, client: &Client, settings: &MonitorSettings) -> Result<Vec<Size>> {
+        let turn = in_turn(self.databases.keys(), self.next_database.as_ref());
+        let (begun, mut filesystem) = (Instant::now(), Vec::new());
+        for name in turn {
+            let database = client.database(&name);
+            let asked = database.run_command(doc! { "dbStats": 1 });
+            let stats = match within(settings.deadline, asked.into_future()).await {
+                Ok(stats) => stats,
+                Err(error) if error.kind() == ErrorKind::Unauthorized => continue,
+                Err(error) => return Err(error),
+            };
+            let database = self.databases.entry(name.clone()).or_default();
+            database.sizes = sizes(&stats, &[("dataSize", "data"), ("storageSize", "storage"), ("indexSize", "index")]);
+            database.objects = stats.get("objects").and_then(number);
+            filesystem = sizes(&stats, &[("fsUsedSize", "used"), ("fsTotalSize", "total")]);
+            self.next_database = Some(name);
+            if begun.elapsed() >= RATION {
+                break;
+            }
+        }
+        Ok(filesystem)
+    }
+
+    /// The sizes of the collections that are shown and of those whose turn it is; gives the former.
+    async fn measure_collections(&mut self, client: &Client, settings: &MonitorSettings) -> Result<Vec<Name>> {
+        let mut order: Vec<&Name> = self.collections.keys().collect();
+        order.sort_by(|one, other| {
+            let (one, other) = (&self.collections[*one], &self.collections[*other]);
+            other.busy.total_cmp(&one.busy).then(other.bytes().total_cmp(&one.bytes()))
+        });
+        let shown: Vec<Name> = order.into_iter().take(settings.namespaces).cloned().collect();
+        let turn = in_turn(self.collections.keys(), self.next_collection.as_ref());
+        let begun = Instant::now();
+        for (position, name) in shown.iter().chain(&turn).enumerate() {
+            if position >= shown.len() {
+                if begun.elapsed() >= RATION {
+                    break;
+                }
+                self.next_collection = Some(name.clone());
+                if shown.contains(name) {
+                    continue;
+                }
+            }
+            let stages = [
+                doc! { "$collStats": { "storageStats": {} } },
+                doc! { "$project": {
+                    "count": "$storageStats.count", "data": "$storageStats.size", "storage": "$storageStats.storageSize",
+                    "index": "$storageStats.totalIndexSize", "free": "$storageStats.freeStorageSize",
+                } },
+            ];
+            let stats = match first(client, name, stages, settings.deadline).await {
+                Ok(stats) => stats,
+                // It was dropped, or is not for us to see.
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthorized) => continue,
+                Err(error) => return Err(error),
+            };
+            let Some(collection) = self.collections.get_mut(name) else { continue };
+            let kinds = [("data", "data"), ("storage", "storage"), ("index", "index"), ("free", "free")];
+            collection.sizes = sizes(&stats, &kinds);
+            collection.objects = stats.get("count").and_then(number);
+        }
+        Ok(shown)
+    }
+
+    fn of_databases(&self, most: usize, filesystem: &[Size]) -> Vec<Reading> {
+        let mut largest: Vec<(&String, &Database)> = self.databases.iter().collect();
+        let bytes = |database: &Database| database.sizes.iter().map(|(_, bytes)| bytes).sum::<f64>();
+        largest.sort_by(|(_, one), (_, other)| bytes(other).total_cmp(&bytes(one)));
+        let mut readings = Vec::new();
+        for (name, database) in largest.into_iter().take(most) {
+            for (kind, bytes) in &database.sizes {
+                readings.extend(reading("mongodb_database_bytes", &[name, kind], *bytes));
+            }
+            readings.extend(database.objects.and_then(|objects| reading("mongodb_database_documents", &[name], objects)));
+        }
+        readings.extend(filesystem.iter().filter_map(|(kind, bytes)| reading("mongodb_filesystem_bytes", &[kind], *bytes)));
+        let theirs = self.databases.iter().filter(|(name, _)| !SYSTEM.contains(&name.as_str()));
+        let documents: Vec<f64> = theirs.filter_map(|(_, database)| database.objects).collect();
+        readings.extend(reading("mongodb_stored_documents", &[], documents.iter().sum()));
+        for (kind, count) in [("database", self.databases.len()), ("collection", self.collections.len())] {
+            #[expect(clippy::cast_precision_loss, reason = "a count of collections")]
+            readings.extend(reading("mongodb_namespaces", &[kind], count as f64));
+        }
+        readings
+    }
+
+    fn of_collections(&self, shown: &[Name]) -> Vec<Reading> {
+        let mut readings = Vec::new();
+        for name in shown {
+            let Some(collection) = self.collections.get(name) else { continue };
+            let (database, name) = (&*name.0, &*name.1);
+            for (kind, bytes) in &collection.sizes {
+                readings.extend(reading("mongodb_collection_bytes", &[database, name, kind], *bytes));
+            }
+            let objects =
+                collection.objects.and_then(|objects| reading("mongodb_collection_documents", &[database, name], objects));
+            readings.extend(objects);
+            for (op, count, micros) in &collection.done {
+                readings.extend(reading("mongodb_collection_operations_total", &[database, name, op], *count));
+                readings.extend(reading("mongodb_collection_operation_seconds_total", &[database, name, op], micros / 1e6));
+            }
+        }
+        readings
+    }
+}
+
+/// What the server did with each collection since it was started.
+async fn top(client: &Client, deadline: Duration) -> Result<Document> {
+    let admin = client.database("admin");
+    let mut answer = within(deadline, admin.run_command(doc! { "top": 1 }).into_future()).await?;
+    match answer.remove("totals") {
+        Some(Bson::Document(totals)) => Ok(totals),
+        _ => Ok(Document::new()),
+    }
+}
+
+/// How often each index of a collection was used since the server was started.
+async fn index_uses(client: &Client, name: &Name, deadline: Duration) -> Result<Vec<Reading>> {
+    let collection = client.database(&name.0).collection::<Document>(&name.1);
+    let stages = [doc! { "$indexStats": {} }, doc! { "$project": { "name": 1, "uses": "$accesses.ops" } }];
+    let listed = async {
+        let mut cursor = collection.aggregate(stages).await?;
+        let mut readings = Vec::new();
+        while cursor.advance().await? {
+            let index = cursor.deserialize_current()?;
+            let uses = index.get_str("name").ok().zip(index.get("uses").and_then(number));
+            readings
+                .extend(uses.and_then(|(index, uses)| reading("mongodb_index_accesses_total", &[&name.0, &name.1, index], uses)));
+        }
+        Ok(readings)
+    };
+    match within(deadline, listed).await {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthorized) => Ok(Vec::new()),
+        read => read,
+    }
+}
+
+async fn first<const N: usize>(client: &Client, name: &Name, stages: [Document; N], deadline: Duration) -> Result<Document> {
+    let collection = client.database(&name.0).collection::<Document>(&name.1);
+    within(deadline, async {
+        let mut cursor = collection.aggregate(stages).await?;
+        Ok(if cursor.advance().await? { cursor.deserialize_current()? } else { Document::new() })
+    })
+    .await
+}
+
+/// A command may take so long, and no longer.
+async fn within<T>(deadline: Duration, asked: impl Future<Output = mongo_core::mongodb::error::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(deadline, asked).await {
+        Ok(answer) => answer.map_err(mongo_core::Error::from),
+        Err(_) => Err(mongo_core::Error::new(ErrorKind::Timeout, "no answer in time")),
+    }
+}
+
+/// All names, beginning after the one that was last.
+fn in_turn<'a, T: Ord + Clone + 'a>(names: impl Iterator<Item = &'a T>, last: Option<&T>) -> Vec<T> {
+    let (mut later, mut earlier) = (Vec::new(), Vec::new());
+    for name in names {
+        if last.is_none_or(|last| name > last) { &mut later } else { &mut earlier }.push(name.clone());
+    }
+    later.append(&mut earlier);
+    later
+}
+
+fn sizes(stats: &Document, fields: &[(&str, &'static str)]) -> Vec<Size> {
+    fields.iter().filter_map(|(field, kind)| Some((*kind, stats.get(field).and_then(number)?))).collect()
+}
+
+/// What is in these is the server's own.
+const SYSTEM: [&str; 3] = ["admin", "config", "local"];
+/// How `top` names operations, and how they are named elsewhere.
+const OPERATIONS: [(&str, &str); 6] = [
+    ("queries", "query"),
+    ("getmore", "getmore"),
+    ("insert", "insert"),
+    ("update", "update"),
+    ("remove", "remove"),
+    ("commands", "command"),
+];
+/// How long sizes are asked for, of databases and of collections, each.
+const RATION: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(names: &[&str]) -> Namespaces {
+        let collections = names.iter().map(|name| (("shop".to_owned(), (*name).to_owned()), Collection::default()));
+        Namespaces { collections: collections.collect(), ..Namespaces::default() }
+    }
+
+    fn busy(namespaces: &Namespaces, name: &str) -> f64 {
+        namespaces.collections[&("shop".to_owned(), name.to_owned())].busy
+    }
+
+    #[test]
+    fn who_was_busy_once_makes_room_for_who_is_busy_now() {
+        let mut namespaces = known(&["a", "b"]);
+        let totals = |a: i64, b: i64| {
+            let total = |micros: i64| doc! { "queries": { "count": 1, "time": micros }, "note": "no operation" };
+            doc! { "note": "all times in microseconds", "shop.a": total(a), "shop.b": total(b) }
+        };
+        namespaces.take_totals(&totals(1000, 0));
+        assert!(busy(&namespaces, "a") > busy(&namespaces, "b"));
+        for round in 1..=4 {
+            namespaces.take_totals(&totals(1000, round * 100));
+        }
+        assert!(busy(&namespaces, "a") < busy(&namespaces, "b"));
+        // The server began anew: what it has done since is little, and not less than nothing.
+        namespaces.take_totals(&totals(0, 5));
+        assert!(busy(&namespaces, "a") >= 0.0);
+    }
+
+    #[test]
+    fn everybody_has_a_turn_also_when_names_come_and_go() {
+        let names = ["a", "b", "c", "d"];
+        assert_eq!(in_turn(names.iter(), None), names);
+        assert_eq!(in_turn(names.iter(), Some(&"b")), ["c", "d", "a", "b"]);
+        assert_eq!(in_turn(["a", "d"].iter(), Some(&"b")), ["d", "a"]);
+        assert_eq!(in_turn(names.iter(), Some(&"d")), names);
+    }
+}
