@@ -12,18 +12,23 @@
     reason = "a test says by panicking that something is wrong, and its numbers are its own"
 )]
 
+mod alert_webhook;
 mod audit;
 mod awkward;
 mod backup;
 mod bad_input;
 mod capture;
+mod client_watch;
 mod connecting;
 mod consistency;
 mod core_data;
 mod core_replica_set;
 mod damage;
+#[cfg(feature = "browser")]
+mod dashboard;
 mod diff;
 mod encryption;
+mod failover;
 mod faults;
 mod fidelity;
 
@@ -32,13 +37,17 @@ mod incremental;
 mod interchange;
 mod kill;
 mod monitor;
+mod monitor_members;
+mod namespaces;
 mod object_store;
+mod open_metrics;
 mod point_in_time;
 mod prune;
 mod replay;
 mod restore_modes;
 mod resume;
 mod rewriting;
+mod sharded;
 mod support;
 mod transfer;
 mod workload;
