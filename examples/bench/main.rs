@@ -2,6 +2,7 @@
 //!
 //! Data come from a seed. What is compared runs in the same process run, alternating, and medians are printed.
 
+mod monitor;
 mod orders;
 mod replay;
 mod rounds;
@@ -27,7 +28,7 @@ use mongo_examples::{Host, human_bytes, print_json, run};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::{orders::Orders, replay::Speed, rounds::Round};
+use crate::{monitor::WatchSettings, orders::Orders, replay::Speed, rounds::Round};
 
 /// Measures this family against the bare server, and against other programs given by --peer.
 #[derive(Parser)]
@@ -43,7 +44,7 @@ struct Cli {
     json: bool,
 }
 
-#[derive(Subcommand)]
+#[derive(Subcommand, Clone)]
 enum Command {
     /// Full backup against a bare parallel scan, and against mongodump with --peer mongodump=PATH
     Backup(Settings),
@@ -51,6 +52,8 @@ enum Command {
     Restore(Settings),
     /// Apply an oplog of half as many operations as there are documents, and against mongorestore with --peer mongorestore=PATH
     Replay(Settings),
+    /// What watching a server costs it and how long a scrape takes, and against the common exporter with --peer mongodb_exporter=PATH
+    Monitor(WatchSettings),
 }
 
 #[derive(Args, Clone)]
@@ -94,11 +97,12 @@ fn main() -> ExitCode {
             changed: Vec::new(),
             unencrypted: false,
         };
-        let (settings, work) = match cli.command {
+        let (settings, work) = match cli.command.clone() {
             None => (defaults, Work::Backup),
             Some(Command::Backup(settings)) => (settings, Work::Backup),
             Some(Command::Restore(settings)) => (settings, Work::Restore),
             Some(Command::Replay(settings)) => (settings, Work::Replay),
+            Some(Command::Monitor(settings)) => return watch(&cli, &settings).await,
         };
         let host = match &cli.uri {
             Some(_) => Host::at(cli.uri.as_deref()).await?,
@@ -117,6 +121,18 @@ fn main() -> ExitCode {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+async fn watch(cli: &Cli, settings: &WatchSettings) -> Result<ExitCode> {
+    let host = Host::at(cli.uri.as_deref()).await?;
+    eprintln!("{}", host.describe());
+    let rows = monitor::watch(&host, &host.uri(cli.uri.as_deref()), settings).await?;
+    if cli.json {
+        print_json(&rows)?;
+    } else {
+        rows.iter().for_each(monitor::Watching::print);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What is measured.

@@ -72,6 +72,11 @@ impl Host {
         }
     }
 
+    /// The process of the embedded server.
+    pub fn process_id(&self) -> Option<u32> {
+        self.embedded.as_ref()?.members().first()?.process_id()
+    }
+
     /// Where it came from, for a person.
     pub fn describe(&self) -> String {
         let deployment = &self.deployment;
