@@ -9,7 +9,9 @@ use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
 use clap::{Parser, Subcommand};
 use mongo_core::{ConnectOptions, Error, Result};
 use mongo_examples::{Host, cancel_on_interrupt, print_json, run};
-use mongo_monitor::{Alert, AlertSink, Alerts, Monitor, MonitorSettings, default_rules, router};
+use mongo_monitor::{
+    Alert, AlertSink, Alerts, FailoverEvent, FailoverSink, MemberView, Monitor, MonitorSettings, default_rules, router,
+};
 
 /// What every member of a MongoDB is doing.
 #[derive(Parser)]
@@ -41,7 +43,7 @@ enum Command {
     },
     /// Look again and again, until interrupted
     Watch,
-    /// Serve /health, /ready, /metrics, /api/replication/status and /api/dashboard over HTTP, until interrupted
+    /// Serve a dashboard, /health, /ready, /metrics, /api/replication/status and /api/dashboard over HTTP, until interrupted
     Serve {
         /// Where to listen
         #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9216")]
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         settings.interval = interval;
         let monitor = Monitor::start(ConnectOptions::from_uri(uri)?, settings.clone()).await?;
         monitor.alert(Alerts::new(default_rules(&settings))?.with_sink(Arc::new(ToTerminal)));
+        monitor.tell_failovers(Arc::new(ToTerminal));
         let is_up = match cli.command.unwrap_or(Command::Once { open_metrics: false }) {
             Command::Once { open_metrics } => once(monitor, cli.json, open_metrics).await?,
             Command::Watch => watch(monitor, interval, cli.json).await?,
@@ -85,7 +88,7 @@ async fn once(monitor: Monitor, json: bool, open_metrics: bool) -> Result<bool> 
         print!("{}", table::of(&monitor, Duration::ZERO));
     }
     monitor.stop().await;
-    Ok(view.members.iter().any(|member| member.number("mongodb_up", &[]) == Some(1.0)))
+    Ok(view.members.iter().any(MemberView::is_up))
 }
 
 async fn watch(monitor: Monitor, interval: Duration, json: bool) -> Result<bool> {
@@ -123,19 +126,27 @@ async fn serve(monitor: Monitor, listen: &str) -> Result<bool> {
     };
     let listener = tokio::net::TcpListener::bind(listen).await.map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
-    eprintln!("serving http://{address}/metrics, /health, /ready, /api/replication/status and /api/dashboard; interrupt to end");
+    eprintln!(
+        "serving http://{address}/dashboard, /metrics, /health, /ready, /api/replication/status and /api/dashboard; interrupt to end"
+    );
     let stop = cancel_on_interrupt();
     let server = axum::serve(listener, router(Arc::new(monitor))).with_graceful_shutdown(async move { stop.cancelled().await });
     server.await.map_err(cannot)?;
     Ok(true)
 }
 
-/// Tells alerts as they come, on standard error.
+/// Tells alerts and failovers as they come, on standard error.
 #[derive(Debug)]
 struct ToTerminal;
 
 impl AlertSink for ToTerminal {
     fn tell(&self, news: &[Alert]) {
         eprint!("{}", table::of_alerts(news));
+    }
+}
+
+impl FailoverSink for ToTerminal {
+    fn tell_failover(&self, event: &FailoverEvent) {
+        eprintln!("{}  {}", event.at.try_to_rfc3339_string().unwrap_or_default(), event.summary);
     }
 }

@@ -62,13 +62,7 @@ fn row(monitor: &Monitor, member: &MemberView, rates_over: Duration) -> [String;
         let summary = monitor.summary(&member.host, "mongodb_operations_total", labels, rates_over);
         text(summary.and_then(|summary| summary.rate))
     };
-    let state = member
-        .readings
-        .iter()
-        .find(|reading| reading.metric.name == "mongodb_member_state" && reading.as_number() > 0.0)
-        .and_then(|reading| reading.label("state"))
-        .unwrap_or("-");
-    let state = if number("mongodb_up", &[]) == Some(1.0) { state } else { "down" };
+    let state = if member.is_up() { member.state().unwrap_or("-") } else { "down" };
     let cache = number("mongodb_cache_bytes", &["used"]).zip(number("mongodb_cache_bytes", &["max"]));
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes for a person")]
     let memory = number("mongodb_memory_bytes", &["resident"]).map_or_else(|| "-".to_owned(), |bytes| human_bytes(bytes as u64));

@@ -42,6 +42,8 @@ enum Shows {
     Only(&'static str, &'static str),
     /// Each divided by the series with this value of the label by which lines differ.
     ShareOf(&'static str),
+    /// Each divided by the same series of another metric, which was read at the same times.
+    Per(&'static str),
 }
 
 /// The drawings, over the newest while of a length.
@@ -58,6 +60,10 @@ impl Plan {
                 labels.get(position).cloned()
             };
             let all = monitor.points(metric, last);
+            let per = match self.shows {
+                Shows::Per(other) => crate::table::metric(other).map(|other| monitor.points(other, last)).unwrap_or_default(),
+                _ => Vec::new(),
+            };
             for (member, labels, points) in &all {
                 let series = self.by.and_then(|(name, _)| label(labels, name));
                 let is_shown = match (self.by, &series) {
@@ -83,6 +89,17 @@ impl Plan {
                         };
                         points.iter().map(|(at, value)| (*at, value.map(|value| value / whole))).collect()
                     }
+                    (Shows::Per(_), _) => {
+                        let Some((_, _, whole)) = per.iter().find(|(other, of, _)| *other == member && of == labels) else {
+                            continue;
+                        };
+                        let ratio = |(points, whole): (&Point, &Point)| {
+                            let value =
+                                points.1.zip(whole.1).filter(|(_, whole)| *whole > 0.0).map(|(value, whole)| value / whole);
+                            (points.0, value)
+                        };
+                        points.iter().zip(whole).map(ratio).collect()
+                    }
                     _ => points.clone(),
                 };
                 lines.push(Line { member, series, points });
@@ -105,9 +122,9 @@ const PLANS: &[Plan] = &[
         id: "latency",
         title: "Mean latency",
         unit: "seconds",
-        metric: "mongodb_operation_duration_seconds",
+        metric: "mongodb_timed_operations_seconds_total",
         by: Some(("class", &["reads", "writes", "commands"])),
-        shows: Shows::All,
+        shows: Shows::Per("mongodb_timed_operations_total"),
     },
     Plan {
         id: "lag",

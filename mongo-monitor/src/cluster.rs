@@ -83,10 +83,17 @@ mod tests {
     use crate::reading::reading;
 
     fn member(host: &str, state: Option<&str>, documents: f64) -> MemberView {
+        let is_primary = state == Some("PRIMARY");
         let up = reading("mongodb_up", &[], f64::from(u8::from(state.is_some())));
         let state = state.and_then(|state| reading("mongodb_member_state", &[state], 1.0));
         let readings = up.into_iter().chain(state).chain(reading("mongodb_stored_documents", &[], documents)).collect();
-        MemberView { host: host.to_owned(), collectors: Vec::new(), readings, slow_operations: Vec::new() }
+        MemberView {
+            host: host.to_owned(),
+            takes_writes: is_primary,
+            collectors: Vec::new(),
+            readings,
+            slow_operations: Vec::new(),
+        }
     }
 
     fn view(members: Vec<MemberView>) -> View {

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::{
     collector::Collected,
     reading::{Reading, reading},
+    table::is_on_collection,
 };
 
 /// An operation that has been under way for longer than [`slow_operation`](crate::MonitorSettings::slow_operation).
@@ -136,7 +137,7 @@ fn shape_of(command: &Document) -> Document {
     let fields = command.iter().filter(|(name, _)| !OF_NO_INTEREST.contains(&name.as_str())).enumerate();
     let shape = fields.map(|(position, (name, value))| {
         // The first field of a command names it, and holds its collection.
-        let is_name = (position == 0 || name == "$db") && matches!(value, Bson::String(_));
+        let is_name = (position == 0 && is_on_collection(name) || name == "$db") && matches!(value, Bson::String(_));
         (name.clone(), if is_name { value.clone() } else { shape(value) })
     });
     shape.collect()
@@ -181,6 +182,7 @@ mod tests {
             "$db": "shop",
         };
         assert_eq!(shape_of(&command), expected);
+        assert_eq!(shape_of(&doc! { "usersInfo": "ada@example.org" }), doc! { "usersInfo": "?" });
         assert_eq!(shape_of(&doc! { "getMore": 77_i64, "collection": "o" }), doc! { "getMore": "?", "collection": "?" });
     }
 

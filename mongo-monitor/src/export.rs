@@ -28,7 +28,13 @@ type Key = (Option<String>, usize, Vec<String>);
 struct Counted {
     handles: Vec<Arc<dyn Counter>>,
     before: Vec<f64>,
+    /// For how many rounds it has not been there.
+    missed: u32,
 }
+
+/// Labels whose values come and go.
+const OF_NAMESPACES: [&str; 4] = ["database", "collection", "db_namespace", "db_collection_name"];
+const MISSED: u32 = 1000;
 
 impl fmt::Debug for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,6 +52,9 @@ impl Export {
             view.members.iter().flat_map(|member| member.readings.iter().map(|reading| (Some(&member.host), reading)));
         let mut shown = BTreeSet::new();
         for (server, reading) in of_servers.chain(view.client.iter().map(|reading| (None, reading))) {
+            if reading.metric.labels.iter().any(|label| OF_NAMESPACES.contains(label)) {
+                continue;
+            }
             let Some(position) = METRICS.iter().position(|metric| metric == reading.metric) else { continue };
             let key = (server.cloned(), position, reading.labels.clone());
             self.hand_on(&key, reading);
@@ -57,7 +66,11 @@ impl Export {
             gauge.set(f64::NAN);
         }
         self.gauges.retain(|key, _| shown.contains(key));
-        self.counters.retain(|key, _| shown.contains(key));
+        // What grew while it could not be read counts when it can be again.
+        self.counters.retain(|key, counted| {
+            counted.missed = if shown.contains(key) { 0 } else { counted.missed + 1 };
+            counted.missed < MISSED
+        });
     }
 
     fn hand_on(&mut self, key: &Key, reading: &Reading) {
@@ -83,6 +96,7 @@ impl Export {
         let make = || Counted {
             handles: names.iter().map(|name| self.sink.counter(name, metric.help, labels)).collect(),
             before: values.to_vec(),
+            missed: 0,
         };
         let counted = self.counters.entry(key.clone()).or_insert_with(make);
         for ((handle, before), now) in counted.handles.iter().zip(&mut counted.before).zip(values) {
@@ -129,7 +143,13 @@ mod tests {
     use crate::{monitor::MemberView, reading::HistogramValue, table::metric};
 
     fn view(readings: Vec<Reading>) -> View {
-        let member = MemberView { host: "a:1".to_owned(), collectors: Vec::new(), readings, slow_operations: Vec::new() };
+        let member = MemberView {
+            host: "a:1".to_owned(),
+            takes_writes: false,
+            collectors: Vec::new(),
+            readings,
+            slow_operations: Vec::new(),
+        };
         View { at: DateTime::from_millis(0), members: vec![member], client: Vec::new() }
     }
 

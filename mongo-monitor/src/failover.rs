@@ -133,6 +133,10 @@ impl Failovers {
     /// What has happened since the last time.
     pub(crate) fn look(&mut self, now: Moment, seen: &Seen) -> Vec<FailoverEvent> {
         let mut events = Vec::new();
+        // A client that ends forgets everybody first.
+        if seen.servers.is_empty() {
+            return events;
+        }
         let mut tell = |kind: FailoverKind, server: Option<&str>, down: Option<Duration>, summary: String| {
             let down_seconds = down.map(|down| down.as_secs_f64());
             events.push(FailoverEvent { at: now.wall, kind, server: server.map(str::to_owned), down_seconds, summary });

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     metric::{Kind, Metric},
-    reading::{Epoch, Sample, Value},
+    reading::{Epoch, Sample},
     table::metric,
 };
 
@@ -17,7 +17,7 @@ use crate::{
 ///
 /// Memory: 32 bytes for each reading that is kept. What was not read for the whole while is forgotten.
 #[derive(Debug)]
-pub struct History {
+pub(crate) struct History {
     keep: Duration,
     series: HashMap<Key, VecDeque<Kept>>,
     /// The run of the process that was seen last, and how many there were before.
@@ -32,11 +32,9 @@ struct Kept {
     at: Duration,
     value: f64,
     run: u32,
-    /// Of a histogram, the sum.
-    sum: f64,
 }
 
-/// A point of a series as it is drawn: how many seconds before now, and the value, of a counter its rate, of a histogram the mean of what was new;
+/// A point of a series as it is drawn: how many seconds before now, and the value, of a counter its rate;
 /// none where there is a gap.
 pub(crate) type Point = (f64, Option<f64>);
 
@@ -57,20 +55,20 @@ pub struct Summary {
     /// Of a counter, by how much it grew in a second, over the time in which that is known: not over a restart, and not where it was reset.
     /// `None` for others, and before there are two readings of one run.
     pub rate: Option<f64>,
-    /// Of a histogram, the mean of what it counted anew over that time. `None` for others, and if there was nothing.
-    pub mean_of_new: Option<f64>,
+    /// Over how much of the while the rate is known, in seconds.
+    pub known_seconds: f64,
     /// Whether a part of the while is missing from the rate, because the process began anew or the counter was reset.
     pub has_gap: bool,
 }
 
 impl History {
     /// One that keeps readings for this long.
-    pub fn new(keep: Duration) -> Self {
+    pub(crate) fn new(keep: Duration) -> Self {
         Self { keep, series: HashMap::new(), run: (None, 0), newest: Duration::ZERO }
     }
 
     /// Takes a sample in. One that is not newer than the last, as by a late answer, is left out.
-    pub fn record(&mut self, sample: &Sample) {
+    pub(crate) fn record(&mut self, sample: &Sample) {
         if let Some(epoch) = sample.epoch {
             let goes_on = |(before, at): (Epoch, Duration)| epoch.goes_on_from(&before, sample.at.saturating_sub(at));
             if self.run.0.is_some_and(|before| !goes_on(before)) {
@@ -82,11 +80,7 @@ impl History {
         for reading in &sample.readings {
             let points = self.series.entry((reading.metric.name, reading.labels.clone())).or_default();
             if points.back().is_none_or(|last| last.at < sample.at) {
-                let sum = match &reading.value {
-                    Value::Histogram(histogram) => histogram.sum,
-                    Value::Number(_) => 0.0,
-                };
-                points.push_back(Kept { at: sample.at, value: reading.as_number(), run: self.run.1, sum });
+                points.push_back(Kept { at: sample.at, value: reading.as_number(), run: self.run.1 });
             }
         }
         let oldest = self.newest.saturating_sub(self.keep);
@@ -101,7 +95,7 @@ impl History {
     /// What a metric was over the newest while of a length; `labels` are the values of its labels in their order.
     ///
     /// `None` if it was not read in it.
-    pub fn summary(&self, metric: &Metric, labels: &[&str], last: Duration) -> Option<Summary> {
+    pub(crate) fn summary(&self, metric: &Metric, labels: &[&str], last: Duration) -> Option<Summary> {
         let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
         let points = self.series.get(&(metric.name, labels))?;
         let from = self.newest.saturating_sub(last);
@@ -116,11 +110,11 @@ impl History {
             last: newest.value,
             readings: within.len(),
             rate: None,
-            mean_of_new: None,
+            known_seconds: 0.0,
             has_gap: false,
         };
         if matches!(metric.kind, Kind::Counter | Kind::Histogram) {
-            let (mut grown, mut known, mut sum) = (0.0, Duration::ZERO, 0.0);
+            let (mut grown, mut known) = (0.0, Duration::ZERO);
             for pair in within.windows(2) {
                 let [before, now] = pair else { continue };
                 // A counter that is smaller than it was, was reset: without its having said so when there is no epoch.
@@ -129,11 +123,10 @@ impl History {
                     continue;
                 }
                 grown += now.value - before.value;
-                sum += now.sum - before.sum;
                 known += now.at.saturating_sub(before.at);
             }
+            summary.known_seconds = known.as_secs_f64();
             summary.rate = (!known.is_zero()).then(|| grown / known.as_secs_f64());
-            summary.mean_of_new = (metric.kind == Kind::Histogram && grown > 0.0).then(|| sum / grown);
         }
         Some(summary)
     }
@@ -155,11 +148,8 @@ impl History {
                     continue;
                 }
                 let value = match (metric.kind, before) {
-                    (Kind::Counter, Some(before)) if !is_gap && point.value >= before.value => {
+                    (Kind::Counter | Kind::Histogram, Some(before)) if !is_gap && point.value >= before.value => {
                         Some((point.value - before.value) / (point.at - before.at).as_secs_f64())
-                    }
-                    (Kind::Histogram, Some(before)) if !is_gap && point.value > before.value => {
-                        Some((point.sum - before.sum) / (point.value - before.value))
                     }
                     (Kind::Counter | Kind::Histogram, _) => None,
                     _ => Some(point.value),
@@ -210,16 +200,6 @@ impl History {
         let mut summaries: Vec<_> = self.series.keys().filter_map(summary).collect();
         summaries.sort_by(|(a, labels, _), (b, others, _)| (a.name, labels).cmp(&(b.name, others)));
         summaries
-    }
-
-    /// How many series there are.
-    pub fn len(&self) -> usize {
-        self.series.len()
-    }
-
-    /// Whether nothing was read.
-    pub fn is_empty(&self) -> bool {
-        self.series.is_empty()
     }
 }
 
@@ -289,7 +269,7 @@ mod tests {
         let mut other = sample(60, 0, 0.0);
         other.readings[0].metric = metric("mongodb_ttl_passes_total").unwrap();
         history.record(&other);
-        assert_eq!(history.len(), 1);
+        assert_eq!(history.series.len(), 1);
         assert!(rate(&history, 100).is_none());
     }
 

@@ -7,11 +7,13 @@ mod client_watch;
 mod cluster;
 mod collector;
 mod current_operations;
+mod diagnostics;
 mod export;
 mod failover;
 mod history;
 #[cfg(feature = "http")]
 mod http;
+mod member;
 mod metric;
 mod monitor;
 mod namespaces;
@@ -32,11 +34,11 @@ pub use client_watch::ClientWatch;
 pub use cluster::{ClusterView, ShardView};
 pub use current_operations::SlowOperation;
 pub use failover::{FailoverEvent, FailoverKind, FailoverSink};
-pub use history::{History, Summary};
+pub use history::Summary;
 #[cfg(feature = "http")]
 pub use http::router;
 pub use metric::{Kind, Metric, Unit};
 pub use monitor::{CollectorView, MemberView, Monitor, MonitorSettings, View};
 pub use open_metrics::OPEN_METRICS_CONTENT_TYPE;
-pub use reading::{Epoch, HistogramValue, Reading, Sample, Value};
+pub use reading::{HistogramValue, Reading, Value};
 pub use table::METRICS;

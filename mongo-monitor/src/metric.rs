@@ -84,6 +84,8 @@ pub(crate) enum Source {
     ServerStatus(&'static [Field]),
     /// The latencies of `serverStatus`, with their histograms.
     Latencies,
+    /// Fields of a server's diagnostic data, which are of its machine.
+    Machine(&'static [Field]),
     /// Something that a collector works out; what it reads from, for the documentation.
     WorkedOut(&'static str),
 }
@@ -106,6 +108,7 @@ impl Metric {
     pub fn sources(&self) -> Vec<String> {
         match &self.source {
             Source::ServerStatus(fields) => fields.iter().map(|field| format!("serverStatus: {}", field.path)).collect(),
+            Source::Machine(fields) => fields.iter().map(|field| format!("getDiagnosticData: {}", field.path)).collect(),
             Source::Latencies => vec!["serverStatus: opLatencies, with histograms".to_owned()],
             Source::WorkedOut(from) => vec![(*from).to_owned()],
         }

@@ -2,23 +2,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use mongo_core::{
     CancellationToken, ConnectOptions, Error, ErrorKind, Result,
-    bson::{Bson, DateTime, doc},
+    bson::DateTime,
     clock::{Clock, SystemClock},
     metrics::MetricsSink,
     mongodb::{
         Client,
-        options::{ClientOptions, ReadPreference, SelectionCriteria, ServerAddress},
+        options::{ClientOptions, ServerAddress},
     },
 };
 use serde::{Deserialize, Serialize};
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
 
 use crate::{
     alert::{Alert, Alerts},
@@ -27,9 +30,10 @@ use crate::{
     current_operations::SlowOperation,
     export::Export,
     failover::{FailoverEvent, FailoverSink},
-    history::{History, Point, Summary},
+    history::{Point, Summary},
+    member::{Member, Taken},
     metric::Metric,
-    reading::{Reading, Sample, reading},
+    reading::{Reading, Sample},
     table::metric,
 };
 
@@ -48,7 +52,8 @@ pub struct MonitorSettings {
     pub show_values: bool,
     /// How long readings are kept for [`Monitor::summary`]. Default one hour.
     pub keep: Duration,
-    /// How often databases and collections are looked at, and shards. Default 60 s; where that takes the server more than a hundredth of the time, more seldom.
+    /// How often databases and collections are looked at, and shards, and twice as often how latencies are distributed. Default 60 s; where that takes the server more
+    /// than a hundredth of the time, more seldom.
     pub namespace_interval: Duration,
     /// How many databases and how many collections are shown: the largest of those, the busiest and largest of these. Default 25.
     pub namespaces: usize,
@@ -76,6 +81,11 @@ impl MonitorSettings {
         if self.interval.is_zero() || self.deadline.is_zero() || self.namespace_interval.is_zero() {
             return Err(Error::invalid("a monitor's intervals and deadline must be longer than nothing"));
         }
+        if [self.interval, self.deadline, self.namespace_interval, self.slow_operation].into_iter().any(|time| time > LONGEST)
+            || self.keep > LONGEST
+        {
+            return Err(Error::invalid("a monitor's intervals, deadline and history must not be longer than a year"));
+        }
         Ok(())
     }
 
@@ -88,7 +98,7 @@ impl MonitorSettings {
 /// Samples every member of a deployment in the background.
 ///
 /// Each member, hidden ones and arbiters included, is asked through a direct connection of its own, by collectors that do not wait for each other.
-/// Connections are named `mongo-monitor`, unless the options name them.
+/// Connections are named `mongo-monitor`; if the options have a name, that with `(mongo-monitor)` behind it.
 ///
 /// Privileges: the role `clusterMonitor`, and `read` on the database `local` for the oplog. What may not be read is absent, and is
 /// said once in the log and in [`MemberView::collectors`].
@@ -127,47 +137,7 @@ pub(crate) struct Shared {
     included: Mutex<Option<ClientWatch>>,
     exports: Mutex<Vec<Export>>,
     /// Counts what was read, for who waits for it.
-    rounds: tokio::sync::watch::Sender<u64>,
-}
-
-/// One member.
-struct Member {
-    host: String,
-    client: Client,
-    slots: BTreeMap<Collector, Mutex<Slot>>,
-    history: Mutex<History>,
-    stop: CancellationToken,
-}
-
-impl fmt::Debug for Member {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Member").field("host", &self.host).finish_non_exhaustive()
-    }
-}
-
-/// What a collector has read of a member.
-#[derive(Debug, Default)]
-struct Slot {
-    sample: Option<Sample>,
-    took: Option<Duration>,
-    failure: Option<String>,
-    slow_operations: Vec<SlowOperation>,
-    attempts: u64,
-    /// What was left out because there was too much of it.
-    dropped: usize,
-    /// From which age on it is no longer shown.
-    stale_after: Duration,
-}
-
-/// What came of one reading.
-struct Taken {
-    sample: Sample,
-    slow_operations: Vec<SlowOperation>,
-    has_answered: bool,
-    took: Duration,
-    failure: Option<String>,
-    dropped: usize,
-    stale_after: Duration,
+    rounds: watch::Sender<u64>,
 }
 
 /// All that was read last, of all members.
@@ -189,6 +159,8 @@ pub struct View {
 pub struct MemberView {
     /// Its host and port.
     pub host: String,
+    /// Whether it takes writes: it says that it is primary or, where that may not be asked, the driver takes it for one, or for a server by itself or a router.
+    pub takes_writes: bool,
     /// How its collectors fare.
     pub collectors: Vec<CollectorView>,
     /// What was read, collector by collector. What is older than three intervals is left out.
@@ -202,7 +174,7 @@ pub struct MemberView {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct CollectorView {
-    /// Its name: `up`, `server_status`, `replica_set`, `current_operations`, `namespaces` or `sharding`.
+    /// Its name: `up`, `server_status`, `replica_set`, `current_operations`, `latencies`, `namespaces` or `sharding`.
     pub name: String,
     /// How old what it has read is, in seconds. `None` before the first time.
     pub age_seconds: Option<f64>,
@@ -215,7 +187,7 @@ pub struct CollectorView {
 impl View {
     /// Who takes writes: the primary of a set, or a server that is no member of one.
     pub fn primary(&self) -> Option<&MemberView> {
-        self.members.iter().find(|member| member.is_up() && member.state().is_none_or(|state| state == "PRIMARY"))
+        self.members.iter().find(|member| member.takes_writes)
     }
 }
 
@@ -225,7 +197,7 @@ impl MemberView {
         self.number("mongodb_up", &[]) == Some(1.0)
     }
 
-    /// What it is doing in its replica set, as `PRIMARY`; none for who is of none, and where it is not known.
+    /// What it is doing in its replica set, as `PRIMARY`, and `DOWN` if it does not answer; none for who is of none, and where it is not known.
     pub fn state(&self) -> Option<&str> {
         let states = self.readings.iter().filter(|reading| reading.metric.name == "mongodb_member_state");
         states.filter(|reading| reading.as_number() > 0.0).find_map(|reading| reading.label("state"))
@@ -265,9 +237,11 @@ impl Monitor {
     pub async fn start_with_clock(options: ConnectOptions, settings: MonitorSettings, clock: Arc<dyn Clock>) -> Result<Self> {
         settings.check()?;
         let mut options = options.to_client_options().await?;
-        if options.app_name.as_deref().is_none_or(|name| name == "mongo-core") {
-            options.app_name = Some("mongo-monitor".to_owned());
-        }
+        // Never that of the host's own connections, as our own operations are left out of what is shown.
+        options.app_name = Some(match options.app_name.as_deref() {
+            None | Some("mongo-core") => "mongo-monitor".to_owned(),
+            Some(name) => format!("{} (mongo-monitor)", name.chars().take(64).collect::<String>()),
+        });
         options.server_selection_timeout = Some(settings.deadline);
         options.connect_timeout = Some(settings.deadline);
         let watch = ClientWatch::with_clock(Arc::clone(&clock)).with_operations(false);
@@ -285,7 +259,7 @@ impl Monitor {
             watch,
             included: Mutex::default(),
             exports: Mutex::default(),
-            rounds: tokio::sync::watch::Sender::new(0),
+            rounds: watch::Sender::new(0),
         });
         let watching = tokio::spawn(Arc::clone(&shared).watch());
         Ok(Self { shared, watching })
@@ -300,14 +274,14 @@ impl Monitor {
         loop {
             rounds.mark_unchanged();
             let members = self.shared.members();
-            let all_asked = members.iter().all(|member| member.slots.values().all(|slot| lock(slot).attempts > 0));
+            let all_asked = members.iter().all(|member| member.was_asked_all());
             if !members.is_empty() && all_asked || rounds.changed().await.is_err() {
                 return;
             }
         }
     }
 
-    /// Waits until something was read anew, of whichever member.
+    /// Waits until something is read anew from now on, of whichever member.
     ///
     /// # Cancel safety
     /// Dropping the future does nothing.
@@ -339,7 +313,7 @@ impl Monitor {
         lock(&self.shared.alerts).as_ref().map(Alerts::active).unwrap_or_default()
     }
 
-    /// Works with the alerts that were given to [`alert`](Self::alert): to silence some, or to save their state.
+    /// Works with the alerts that were given to [`alert`](Self::alert): to silence some, or to save their state. Nothing else may be asked of the monitor meanwhile.
     pub fn with_alerts<T>(&self, work: impl FnOnce(&mut Alerts) -> T) -> Option<T> {
         lock(&self.shared.alerts).as_mut().map(work)
     }
@@ -361,6 +335,7 @@ impl Monitor {
 
     /// Hands every reading on in each round, from now on: into a host's own metrics.
     ///
+    /// Not handed on is what is of single databases and collections, as sinks keep every series for ever: those are in [`view`](Self::view).
     /// Counters are handed on by what they grew, the first time by nothing. Of histograms there are their count and sum, as `…_count_total` and
     /// `…_sum_total`, as a sink takes single values only.
     pub fn export(&self, sink: Arc<dyn MetricsSink>) {
@@ -406,12 +381,14 @@ impl Shared {
     ) -> Vec<(Vec<String>, Summary)> {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
         let Some(member) = members.get(host) else { return Vec::new() };
-        lock(&member.history).current(metric, last, self.settings.stale_after(), is_wanted)
+        let stale_after = member.stale_after(metric.name).unwrap_or_default();
+        lock(&member.history).current(metric, last, stale_after, is_wanted)
     }
 
     pub(crate) fn view(&self) -> View {
         let now = self.clock.monotonic();
-        let members = self.members().iter().map(|member| member.view(now)).collect();
+        let writable = self.watch.writable();
+        let members = self.members().iter().map(|member| member.view(now, writable.contains(&member.host))).collect();
         let client = lock(&self.included).as_ref().map(ClientWatch::readings).unwrap_or_default();
         View { at: DateTime::from_system_time(self.clock.wall()), members, client }
     }
@@ -451,35 +428,35 @@ impl Shared {
     /// Looks who is there, now and then, and has everybody sampled.
     async fn watch(self: Arc<Self>) {
         let mut sampling = JoinSet::new();
+        let mut changes = self.watch.changes();
         let mut ticks = tokio::time::interval(self.settings.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The seeds may name members otherwise than the set does; of what answers nothing they are all that is known.
+        let found = changes.wait_for(|_| self.watch.has_found_somebody());
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            _ = tokio::time::timeout(self.settings.deadline, found) => {}
+        }
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => break,
+                // Whoever is new is looked at without delay. The other end is ours, so it cannot be gone.
+                _ = changes.changed() => {}
                 _ = ticks.tick() => {}
             }
-            let found = tokio::select! {
-                () = self.stop.cancelled() => break,
-                found = tokio::time::timeout(self.settings.deadline, self.find_members()) => found,
-            };
-            match found.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer in time"))) {
-                Ok(hosts) => self.take_up(hosts, &mut sampling),
-                Err(error) => {
-                    tracing::debug!(error = %error.report(), "the members cannot be asked for");
-                    // Who is known stays known. Before anybody is, those are asked who are named in the options, and found to be down.
-                    if self.members().is_empty() {
-                        self.take_up(self.options.hosts.iter().map(ToString::to_string).collect(), &mut sampling);
-                    }
-                }
-            }
+            self.take_up(self.known_hosts(), &mut sampling);
             // Also, and above all, when nobody answers.
             let news = lock(&self.alerts).as_mut().map(|alerts| alerts.evaluate_in(&self));
             // A sink may ask for the alerts, so they must not be held meanwhile.
             if let Some(news) = news {
-                news.tell();
+                unharmed("an alert sink", || news.tell());
             }
             self.hand_on();
-            while sampling.try_join_next().is_some() {}
+            while let Some(ended) = sampling.try_join_next() {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a collector ended otherwise than by being stopped, and no longer reads its member");
+                }
+            }
         }
         for member in self.members() {
             member.stop.cancel();
@@ -489,39 +466,50 @@ impl Shared {
 
     /// Hands what was read to whoever wants it.
     fn hand_on(&self) {
-        let mut exports = lock(&self.exports);
-        if !exports.is_empty() {
-            let view = self.view();
-            exports.iter_mut().for_each(|export| export.take(&view));
+        // A sink may ask for anything, so nothing may be held meanwhile.
+        let mut exports = std::mem::take(&mut *lock(&self.exports));
+        if exports.is_empty() {
+            return;
         }
+        let view = self.view();
+        for export in &mut exports {
+            unharmed("a metrics sink", || export.take(&view));
+        }
+        let mut kept = lock(&self.exports);
+        exports.append(&mut kept);
+        *kept = exports;
     }
 
-    /// The members of the deployment, as it tells them.
-    async fn find_members(&self) -> Result<BTreeSet<String>> {
+    /// The members of the deployment: those that the driver knows, and the hidden ones, of which only the others tell. Nobody is asked for it.
+    fn known_hosts(&self) -> BTreeSet<String> {
         let seeds = || self.options.hosts.iter().map(ToString::to_string).collect();
+        // Before it has found anybody, and of what is no set, it knows the seeds only.
+        let Some(mut hosts) = self.watch.members_of_set() else { return seeds() };
         if self.options.direct_connection == Some(true) {
-            return Ok(seeds());
+            return seeds();
         }
-        let admin = self.client.database("admin");
-        let nearest = SelectionCriteria::ReadPreference(ReadPreference::Nearest { options: Default::default() });
-        let hello = admin.run_command(doc! { "hello": 1 }).selection_criteria(nearest.clone()).await?;
-        if !hello.contains_key("setName") {
-            return Ok(seeds());
+        let now = self.clock.monotonic();
+        let members = self.members();
+        let told: BTreeSet<String> = members.iter().flat_map(|member| member.told_members(now)).collect();
+        // While nobody tells who is hidden, nobody who was known is gone.
+        if told.is_empty() {
+            hosts.extend(members.iter().map(|member| member.host.clone()));
         }
-        let mut hosts: BTreeSet<String> = BTreeSet::new();
-        for list in ["hosts", "passives", "arbiters"] {
-            hosts.extend(hello.get_array(list).into_iter().flatten().filter_map(Bson::as_str).map(str::to_owned));
-        }
-        // Hidden members only those see who may see the status. Any other failure must not make them look as if they were gone.
-        match admin.run_command(doc! { "replSetGetStatus": 1 }).selection_criteria(nearest).await.map_err(Error::from) {
-            Ok(status) => {
-                let members = status.get_array("members").into_iter().flatten().filter_map(Bson::as_document);
-                hosts.extend(members.filter_map(|member| member.get_str("name").ok()).map(str::to_owned));
-            }
-            Err(error) if error.kind() == ErrorKind::Unauthorized => {}
-            Err(error) => return Err(error),
-        }
-        Ok(hosts)
+        hosts.extend(told);
+        hosts
+    }
+
+    /// Whether the members that are known are all of the deployment.
+    pub(crate) fn knows_members(&self) -> bool {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let told = self.watch.members_of_set().unwrap_or_default();
+        self.watch.has_found_somebody() && !members.is_empty() && told.iter().all(|host| members.contains_key(host))
+    }
+
+    /// Whether all that there is of a metric of a member has been read just now.
+    pub(crate) fn is_read_whole(&self, host: &str, metric: &str) -> bool {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        members.get(host).is_some_and(|member| member.is_read_whole(metric, self.clock.monotonic()))
     }
 
     /// Begins to sample who is new, and no longer samples who is gone.
@@ -562,32 +550,29 @@ impl Shared {
         // One for each collector: none waits for another's connection.
         options.max_pool_size = u32::try_from(Collector::ALL.len()).ok();
         let client = Client::with_options(options).map_err(Error::from)?;
-        Ok(Member {
-            host: host.to_owned(),
-            client,
-            slots: Collector::ALL.into_iter().map(|collector| (collector, Mutex::default())).collect(),
-            history: Mutex::new(History::new(self.settings.keep)),
-            stop: self.stop.child_token(),
-        })
+        Ok(Member::new(host, client, &self.settings, self.clock.monotonic(), self.stop.child_token()))
     }
 
     /// Has a collector read a member, again and again.
     async fn sample(self: Arc<Self>, member: Arc<Member>, collector: Collector) {
         let mut reader = Reader::new(collector);
+        let clock = || self.clock.monotonic();
         loop {
-            let begun = self.clock.monotonic();
-            let turn = tokio::time::Instant::now();
+            let begun = clock();
+            let turn = Instant::now();
             let deadline = collector.deadline(&self.settings);
             let collected = tokio::select! {
                 () = member.stop.cancelled() => return,
-                collected = tokio::time::timeout(deadline, reader.read(&member.client, &self.settings, self.own_name())) => collected,
+                collected = tokio::time::timeout(deadline, reader.read(member.asked(&self.settings, self.own_name(), &clock))) => collected,
             };
-            let now = self.clock.monotonic();
+            let now = clock();
             let took = now.saturating_sub(begun);
+            let mut age = Duration::ZERO;
             let mut slow_operations = Vec::new();
             let (epoch, readings, failure) = match collected {
                 Ok(Ok(collected)) => {
                     slow_operations = collected.slow_operations;
+                    age = collected.age;
                     (collected.epoch, Some(collected.readings), collected.lacking)
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::Unauthorized => {
@@ -597,13 +582,18 @@ impl Shared {
                 Err(_) => (None, None, Some(format!("no answer within {deadline:?}"))),
             };
             let has_answered = readings.is_some();
+            if has_answered {
+                member.answered.send_replace(Some(Instant::now()));
+            }
             let mut readings = readings.unwrap_or_else(|| collector.without_answer());
             let dropped = readings.len().saturating_sub(self.settings.series);
             readings.truncate(self.settings.series);
             let taken = DateTime::from_system_time(self.clock.wall());
-            let sample = Sample { taken, at: now, epoch, readings };
-            let interval = collector.interval(&self.settings, took);
-            let stale_after = interval * 3 + deadline;
+            let sample = Sample { taken, at: now.saturating_sub(age), epoch, readings };
+            // Waiting for who does not answer costs him nothing.
+            let cost = if has_answered { took } else { Duration::ZERO };
+            let interval = collector.interval(&self.settings, cost);
+            let stale_after = collector.stale_after(&self.settings, cost);
             member.take(collector, Taken { sample, slow_operations, has_answered, took, failure, dropped, stale_after });
             self.rounds.send_modify(|rounds| *rounds += 1);
             tokio::select! {
@@ -614,59 +604,14 @@ impl Shared {
     }
 }
 
-impl Member {
-    fn take(&self, collector: Collector, taken: Taken) {
-        let Taken { sample, slow_operations, has_answered, took, failure, dropped, stale_after } = taken;
-        let Some(slot) = self.slots.get(&collector) else { return };
-        let mut slot = lock(slot);
-        // What goes on failing is said once.
-        if let Some(failure) = failure.as_ref().filter(|failure| slot.failure.as_ref() != Some(failure)) {
-            tracing::warn!(host = self.host, %collector, failure, "a member cannot be read, or not all of it");
-        }
-        slot.attempts += 1;
-        slot.failure = failure;
-        slot.took = Some(took);
-        slot.slow_operations = slow_operations;
-        slot.dropped = dropped;
-        slot.stale_after = stale_after;
-        if has_answered || !sample.readings.is_empty() {
-            lock(&self.history).record(&sample);
-            slot.sample = Some(sample);
-        }
-    }
-
-    fn view(&self, now: Duration) -> MemberView {
-        let mut view =
-            MemberView { host: self.host.clone(), collectors: Vec::new(), readings: Vec::new(), slow_operations: Vec::new() };
-        for (collector, slot) in &self.slots {
-            let slot = lock(slot);
-            let age = slot.sample.as_ref().map(|sample| now.saturating_sub(sample.at));
-            let mut series = 0;
-            if let Some(sample) = slot.sample.as_ref().filter(|_| age.is_some_and(|age| age <= slot.stale_after)) {
-                series = sample.readings.len();
-                view.readings.extend(sample.readings.iter().cloned());
-                view.slow_operations.extend(slot.slow_operations.iter().cloned());
-            }
-            let name = collector.to_string();
-            let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
-            #[expect(clippy::cast_precision_loss, reason = "a count of series")]
-            let ours = [
-                ("mongodb_monitor_snapshot_age_seconds", seconds(age)),
-                ("mongodb_monitor_collect_duration_seconds", seconds(slot.took)),
-                ("mongodb_monitor_series", Some(series as f64)),
-                ("mongodb_monitor_series_dropped", Some(slot.dropped as f64)),
-            ];
-            view.readings.extend(ours.into_iter().filter_map(|(metric, value)| reading(metric, &[&name], value?)));
-            view.collectors.push(CollectorView {
-                name: collector.to_string(),
-                age_seconds: age.map(|age| age.as_secs_f64()),
-                took_seconds: slot.took.map(|took| took.as_secs_f64()),
-                failure: slot.failure.clone(),
-            });
-        }
-        view
+/// Calls what belongs to the host: if that panics, the monitor goes on.
+fn unharmed(what: &'static str, call: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err() {
+        tracing::error!("{what} has panicked; the monitor goes on");
     }
 }
+
+const LONGEST: Duration = Duration::from_secs(366 * 86_400);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -68,23 +68,33 @@ impl Namespaces {
     /// What is known stays, and is a mixture of older and newer.
     pub(crate) async fn read(&mut self, client: &Client, settings: &MonitorSettings) -> Result<Collected> {
         self.look_who_is_there(client, settings.deadline).await?;
-        let lacking = match top(client, settings.deadline).await {
+        let mut failures = Failures::default();
+        let is_router = match top(client, settings.deadline).await {
             Ok(totals) => {
                 self.take_totals(&totals);
-                None
+                false
             }
-            Err(error) => Some(format!("who is busiest is not known: {}", error.report())),
+            // A router has none, and of a collection it has one size for each shard: those are told by shard.
+            Err(error) if error.server_code() == Some(COMMAND_NOT_FOUND) => true,
+            Err(error) => {
+                failures.0.push(format!("who is busiest is not known: {}", error.report()));
+                false
+            }
         };
-        let filesystem = self.measure_databases(client, settings).await?;
-        let shown = self.measure_collections(client, settings).await?;
+        let filesystem = self.measure_databases(client, settings, &mut failures).await;
+        let shown = if is_router { Vec::new() } else { self.measure_collections(client, settings, &mut failures).await };
         let mut readings = self.of_databases(settings.namespaces, &filesystem);
         readings.extend(self.of_collections(&shown));
         for name in &shown {
-            readings.extend(index_uses(client, name, settings.deadline).await?);
+            match index_uses(client, name, settings.deadline).await {
+                Ok(uses) => readings.extend(uses),
+                Err(error) if failures.is_enough(&format!("{}.{}", name.0, name.1), &error) => break,
+                Err(_) => {}
+            }
         }
         let position = |reading: &Reading| crate::METRICS.iter().position(|metric| metric == reading.metric);
         readings.sort_by_cached_key(position);
-        Ok(Collected { lacking, ..Collected::of(readings) })
+        Ok(Collected { lacking: failures.told(), ..Collected::of(readings) })
     }
 
     async fn look_who_is_there(&mut self, client: &Client, deadline: Duration) -> Result<()> {
@@ -132,31 +142,32 @@ impl Namespaces {
     }
 
     /// The sizes of the databases whose turn it is; gives that of the file system.
-    async fn measure_databases(&mut self, client: &Client, settings: &MonitorSettings) -> Result<Vec<Size>> {
+    async fn measure_databases(&mut self, client: &Client, settings: &MonitorSettings, failures: &mut Failures) -> Vec<Size> {
         let turn = in_turn(self.databases.keys(), self.next_database.as_ref());
         let (begun, mut filesystem) = (Instant::now(), Vec::new());
         for name in turn {
             let database = client.database(&name);
             let asked = database.run_command(doc! { "dbStats": 1 });
+            self.next_database = Some(name.clone());
             let stats = match within(settings.deadline, asked.into_future()).await {
                 Ok(stats) => stats,
                 Err(error) if error.kind() == ErrorKind::Unauthorized => continue,
-                Err(error) => return Err(error),
+                Err(error) if failures.is_enough(&name, &error) => break,
+                Err(_) => continue,
             };
             let database = self.databases.entry(name.clone()).or_default();
             database.sizes = sizes(&stats, &[("dataSize", "data"), ("storageSize", "storage"), ("indexSize", "index")]);
             database.objects = stats.get("objects").and_then(number);
             filesystem = sizes(&stats, &[("fsUsedSize", "used"), ("fsTotalSize", "total")]);
-            self.next_database = Some(name);
             if begun.elapsed() >= RATION {
                 break;
             }
         }
-        Ok(filesystem)
+        filesystem
     }
 
     /// The sizes of the collections that are shown and of those whose turn it is; gives the former.
-    async fn measure_collections(&mut self, client: &Client, settings: &MonitorSettings) -> Result<Vec<Name>> {
+    async fn measure_collections(&mut self, client: &Client, settings: &MonitorSettings, failures: &mut Failures) -> Vec<Name> {
         let mut order: Vec<&Name> = self.collections.keys().collect();
         order.sort_by(|one, other| {
             let (one, other) = (&self.collections[*one], &self.collections[*other]);
@@ -186,14 +197,15 @@ impl Namespaces {
                 Ok(stats) => stats,
                 // It was dropped, or is not for us to see.
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthorized) => continue,
-                Err(error) => return Err(error),
+                Err(error) if failures.is_enough(&format!("{}.{}", name.0, name.1), &error) => break,
+                Err(_) => continue,
             };
             let Some(collection) = self.collections.get_mut(name) else { continue };
             let kinds = [("data", "data"), ("storage", "storage"), ("index", "index"), ("free", "free")];
             collection.sizes = sizes(&stats, &kinds);
             collection.objects = stats.get("count").and_then(number);
         }
-        Ok(shown)
+        shown
     }
 
     fn of_databases(&self, most: usize, filesystem: &[Size]) -> Vec<Reading> {
@@ -209,8 +221,9 @@ impl Namespaces {
         }
         readings.extend(filesystem.iter().filter_map(|(kind, bytes)| reading("mongodb_filesystem_bytes", &[kind], *bytes)));
         let theirs = self.databases.iter().filter(|(name, _)| !SYSTEM.contains(&name.as_str()));
-        let documents: Vec<f64> = theirs.filter_map(|(_, database)| database.objects).collect();
-        readings.extend(reading("mongodb_stored_documents", &[], documents.iter().sum()));
+        // Before all have been asked it is not known.
+        let documents: Option<f64> = theirs.map(|(_, database)| database.objects).sum();
+        readings.extend(documents.and_then(|documents| reading("mongodb_stored_documents", &[], documents)));
         for (kind, count) in [("database", self.databases.len()), ("collection", self.collections.len())] {
             #[expect(clippy::cast_precision_loss, reason = "a count of collections")]
             readings.extend(reading("mongodb_namespaces", &[kind], count as f64));
@@ -235,6 +248,22 @@ impl Namespaces {
             }
         }
         readings
+    }
+}
+
+/// What could not be read. One that cannot, as while it is locked, must not hide the others; but each may take as long as a command may take.
+#[derive(Default)]
+struct Failures(Vec<String>);
+
+impl Failures {
+    /// Takes one in, and says whether there have been so many that no more is tried.
+    fn is_enough(&mut self, name: &str, error: &mongo_core::Error) -> bool {
+        self.0.push(format!("{name} cannot be read: {}", error.report()));
+        self.0.len() >= FAILURES
+    }
+
+    fn told(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| self.0.join("; "))
     }
 }
 
@@ -311,6 +340,8 @@ const OPERATIONS: [(&str, &str); 6] = [
     ("remove", "remove"),
     ("commands", "command"),
 ];
+const COMMAND_NOT_FOUND: i32 = 59;
+const FAILURES: usize = 3;
 /// How long sizes are asked for, of databases and of collections, each.
 const RATION: Duration = Duration::from_millis(100);
 

@@ -154,7 +154,13 @@ mod tests {
                 Value::Histogram(HistogramValue { buckets: vec![(0.000_128, 1), (1.048_576, 3)], count: 4, sum: 7.5 }),
             ),
         ];
-        let members = vec![MemberView { host: "a:1".to_owned(), collectors: Vec::new(), readings, slow_operations: Vec::new() }];
+        let members = vec![MemberView {
+            host: "a:1".to_owned(),
+            takes_writes: false,
+            collectors: Vec::new(),
+            readings,
+            slow_operations: Vec::new(),
+        }];
         let text = View { at: DateTime::from_millis(0), members, client: Vec::new() }.to_open_metrics();
         let expected = r#"# TYPE mongodb_up gauge
 # HELP mongodb_up Whether the member answered a ping within its deadline
@@ -171,7 +177,7 @@ mongodb_member_state{server="a:1",mongodb_member_state="PRIMARY"} 1.0
 mongodb_network_bytes_total{server="a:1",direction="in"} 3e20
 # TYPE mongodb_operation_duration_seconds histogram
 # UNIT mongodb_operation_duration_seconds seconds
-# HELP mongodb_operation_duration_seconds How long operations took in the server
+# HELP mongodb_operation_duration_seconds How long operations took in the server; read less often than the rest
 mongodb_operation_duration_seconds_bucket{server="a:1",class="reads",le="0.000128"} 1
 mongodb_operation_duration_seconds_bucket{server="a:1",class="reads",le="1.048576"} 3
 mongodb_operation_duration_seconds_bucket{server="a:1",class="reads",le="+Inf"} 4

@@ -76,21 +76,21 @@ pub(crate) fn reading(name: &str, labels: &[&str], value: f64) -> Option<Reading
 /// Which run of a process readings are of. Counters begin anew with each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Epoch {
+pub(crate) struct Epoch {
     /// The process id.
-    pub pid: i64,
+    pub(crate) pid: i64,
     /// When the process began, by the server's wall clock. That can be set while the process runs.
-    pub started: DateTime,
+    pub(crate) started: DateTime,
     /// How long it has been running.
-    pub uptime: Duration,
+    pub(crate) uptime: Duration,
 }
 
 impl Epoch {
     /// Whether this is of the same run as another, which was read so long before.
     ///
-    /// Looks at no wall clock: one may be set. The process id alone does not tell, as in a container it is always the same; but whoever has run
-    /// on has run for longer by as much as has passed.
-    pub fn goes_on_from(&self, before: &Self, passed: Duration) -> bool {
+    /// Looks at no wall clock of ours: one may be set. The process id alone does not tell, as in a container it is always the same; but whoever has run
+    /// on has run for longer by as much as has passed. (A server whose own clock is set back tells a shorter time, and is taken for another run: one gap.)
+    pub(crate) fn goes_on_from(&self, before: &Self, passed: Duration) -> bool {
         let has_run_on = self.uptime >= before.uptime && self.uptime + TOLERANCE >= before.uptime + passed;
         self.pid == before.pid && has_run_on
     }
@@ -99,28 +99,23 @@ impl Epoch {
 /// What a collector has read of a member.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
-pub struct Sample {
+pub(crate) struct Sample {
     /// When it was read, by the wall clock of this host.
-    pub taken: DateTime,
+    pub(crate) taken: DateTime,
     /// The same by a clock that never goes back: what rates are worked out with.
     #[serde(skip)]
-    pub at: Duration,
+    pub(crate) at: Duration,
     /// The run of the server's process, where the answer tells it.
-    pub epoch: Option<Epoch>,
+    pub(crate) epoch: Option<Epoch>,
     /// The readings.
     #[serde(serialize_with = "with_labels")]
-    pub readings: Vec<Reading>,
+    pub(crate) readings: Vec<Reading>,
 }
 
 impl Sample {
     /// The readings of a metric.
-    pub fn of<'a>(&'a self, metric: &'a str) -> impl Iterator<Item = &'a Reading> + 'a {
+    pub(crate) fn of<'a>(&'a self, metric: &'a str) -> impl Iterator<Item = &'a Reading> + 'a {
         self.readings.iter().filter(move |reading| reading.metric.name == metric)
-    }
-
-    /// The number of a metric with these values of labels, in their order.
-    pub fn number(&self, metric: &str, labels: &[&str]) -> Option<f64> {
-        self.of(metric).find(|reading| reading.labels.iter().eq(labels.iter())).map(Reading::as_number)
     }
 }
 

@@ -1,25 +1,67 @@
 //! Readings of a member's view of its replica set.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use mongo_core::{
-    bson::DateTime,
+    bson::{DateTime, Document, Timestamp},
     replica_set::{MemberState, ReplicaSetStatus},
 };
 
-use crate::reading::{Reading, reading};
+use crate::{
+    collector::number,
+    reading::{Reading, reading},
+};
 
 /// A member's oplog.
 #[derive(Default)]
 pub(crate) struct Oplog {
     /// From its oldest entry to its newest.
     pub(crate) window: Option<Duration>,
-    pub(crate) used_bytes: Option<f64>,
-    pub(crate) max_bytes: Option<f64>,
+    pub(crate) size: OplogSize,
+}
+
+/// How large an oplog is, and may become.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct OplogSize {
+    used_bytes: Option<f64>,
+    max_bytes: Option<f64>,
+}
+
+impl OplogSize {
+    /// By the statistics of its collection.
+    pub(crate) fn of(stats: &Document) -> Self {
+        // From 7.0 on a server collects them by the stage that keeps them in a part of their own.
+        let stats = stats.get_document("storageStats").unwrap_or(stats);
+        let bytes = |name: &str| stats.get(name).and_then(number);
+        Self { used_bytes: bytes("size"), max_bytes: bytes("maxSize") }
+    }
+}
+
+/// By how much members are to be behind.
+pub(crate) type Delays = BTreeMap<String, Duration>;
+
+impl Oplog {
+    /// Whether all of it is known.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.window.is_some() && self.size.used_bytes.is_some() && self.size.max_bytes.is_some()
+    }
+
+    /// As a server's diagnostic data have it.
+    pub(crate) fn of_diagnostics(data: &Document) -> Self {
+        let end = |name: &str| data.get_document("serverStatus").ok()?.get_document("oplog").ok()?.get_timestamp(name).ok();
+        let size = data.get_document("local.oplog.rs.stats").map(OplogSize::of).unwrap_or_default();
+        Self { window: window(end("earliestOptime"), end("latestOptime")), size }
+    }
+}
+
+/// From the oldest entry to the newest.
+pub(crate) fn window(oldest: Option<Timestamp>, newest: Option<Timestamp>) -> Option<Duration> {
+    let seconds = newest?.time.saturating_sub(oldest?.time);
+    Some(Duration::from_secs(u64::from(seconds)))
 }
 
 /// What a member says of its set.
-pub(crate) fn read(status: &ReplicaSetStatus, oplog: &Oplog) -> Vec<Reading> {
+pub(crate) fn read(status: &ReplicaSetStatus, oplog: &Oplog, delays: &Delays) -> Vec<Reading> {
     let mut readings = Vec::new();
     let mut push = |name: &str, label: Option<&str>, value: f64| {
         readings.extend(reading(name, label.as_slice(), value));
@@ -44,7 +86,7 @@ pub(crate) fn read(status: &ReplicaSetStatus, oplog: &Oplog) -> Vec<Reading> {
     // For how long nothing was written.
     let idle = between(status.applied_at, status.at).unwrap_or_default();
     // It is cut off in steps, so it is never quite full.
-    let is_full = oplog.used_bytes.zip(oplog.max_bytes).is_some_and(|(used, max)| used >= max * 0.9);
+    let is_full = oplog.size.used_bytes.zip(oplog.size.max_bytes).is_some_and(|(used, max)| used >= max * 0.9);
     let full_window = oplog.window.filter(|_| is_full);
     for member in &status.members {
         let host = Some(&*member.host);
@@ -60,6 +102,8 @@ pub(crate) fn read(status: &ReplicaSetStatus, oplog: &Oplog) -> Vec<Reading> {
         }
         let Some(lag) = status.lag(member) else { continue };
         push("mongodb_replica_lag_seconds", host, lag.as_secs_f64());
+        let beyond = lag.saturating_sub(delays.get(&member.host).copied().unwrap_or_default());
+        push("mongodb_replica_lag_beyond_delay_seconds", host, beyond.as_secs_f64());
         // What came last may be on its way, or a no-op of a set in which nothing happens.
         push("mongodb_replica_lag_writes_seconds", host, if idle > lag { 0.0 } else { lag.as_secs_f64() });
         if let Some(window) = full_window {
@@ -72,7 +116,7 @@ pub(crate) fn read(status: &ReplicaSetStatus, oplog: &Oplog) -> Vec<Reading> {
     if let Some(window) = full_window {
         push("mongodb_oplog_full_window_seconds", None, window.as_secs_f64());
     }
-    for (kind, bytes) in [("used", oplog.used_bytes), ("max", oplog.max_bytes)] {
+    for (kind, bytes) in [("used", oplog.size.used_bytes), ("max", oplog.size.max_bytes)] {
         if let Some(bytes) = bytes {
             push("mongodb_oplog_bytes", Some(kind), bytes);
         }
@@ -86,6 +130,14 @@ pub(crate) fn read(status: &ReplicaSetStatus, oplog: &Oplog) -> Vec<Reading> {
 fn between(earlier: Option<DateTime>, later: Option<DateTime>) -> Option<Duration> {
     let passed = later?.timestamp_millis() - earlier?.timestamp_millis();
     Some(Duration::from_millis(u64::try_from(passed).unwrap_or(0)))
+}
+
+/// The state of a member that does not answer.
+pub(crate) fn down() -> impl Iterator<Item = Reading> {
+    let states = STATES.into_iter();
+    states.filter_map(|state| {
+        reading("mongodb_member_state", &[&state.to_string()], f64::from(u8::from(state == MemberState::Down)))
+    })
 }
 
 const STATES: [MemberState; 10] = [

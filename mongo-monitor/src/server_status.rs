@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use mongo_core::bson::{Bson, DateTime, Document, RawDocumentBuf, rawdoc};
+use mongo_core::bson::{Bson, DateTime, Document, RawDocumentBuf, doc, rawdoc};
 
 use crate::{
     collector::number,
@@ -17,7 +17,6 @@ use crate::{
 pub(crate) fn command() -> RawDocumentBuf {
     rawdoc! {
         "serverStatus": 1,
-        "opLatencies": { "histograms": true },
         "defaultRWConcern": 0,
         "indexStats": 0,
         "mirroredReads": 0,
@@ -28,14 +27,40 @@ pub(crate) fn command() -> RawDocumentBuf {
     }
 }
 
+/// The same for the distribution of latencies alone, which the server puts together only if it is asked to.
+pub(crate) fn latencies_command() -> Document {
+    let mut command = doc! { "serverStatus": 1, "opLatencies": { "histograms": true } };
+    command.extend(SECTIONS.iter().map(|section| ((*section).to_owned(), Bson::Int32(0))));
+    command
+}
+
+/// The distributions of an answer.
+pub(crate) fn latencies(status: &Document) -> Vec<Reading> {
+    let mut readings = Vec::new();
+    for metric in METRICS.iter().filter(|metric| matches!(metric.source, Source::Latencies)) {
+        read_latencies(metric, status, &mut readings);
+    }
+    readings
+}
+
+/// What diagnostic data say of the machine.
+pub(crate) fn of_machine(data: &Document) -> Vec<Reading> {
+    let mut readings = Vec::new();
+    for metric in METRICS {
+        if let Source::Machine(fields) = &metric.source {
+            read_fields(metric, fields, data, &mut readings);
+        }
+    }
+    readings
+}
+
 /// What an answer says.
 pub(crate) fn read(status: &Document) -> (Option<Epoch>, Vec<Reading>) {
     let mut readings = Vec::new();
     for metric in METRICS {
         match &metric.source {
             Source::ServerStatus(fields) => read_fields(metric, fields, status, &mut readings),
-            Source::Latencies => read_latencies(metric, status, &mut readings),
-            Source::WorkedOut(_) => {}
+            Source::Latencies | Source::Machine(_) | Source::WorkedOut(_) => {}
         }
     }
     let epoch = epoch(status);
@@ -159,6 +184,73 @@ fn whole(count: f64) -> u64 {
     count.max(0.0) as u64
 }
 
+/// Parts of a status, of all versions, that have nothing to do with latencies. A name that a version does not know means nothing to it.
+const SECTIONS: &[&str] = &[
+    "activeIndexBuilds",
+    "admission",
+    "asserts",
+    "batchedDeletes",
+    "bucketCatalog",
+    "catalogStats",
+    "changeStreamPreImages",
+    "collectionCatalog",
+    "connections",
+    "defaultRWConcern",
+    "electionMetrics",
+    "encryptionAtRest",
+    "extra_info",
+    "featureCompatibilityVersion",
+    "flowControl",
+    "freeMonitoring",
+    "globalLock",
+    "health",
+    "hedgingMetrics",
+    "indexBuilds",
+    "indexBulkBuilder",
+    "indexStats",
+    "internalTransactions",
+    "Instance Information",
+    "locks",
+    "logicalSessionRecordCache",
+    "mem",
+    "metrics",
+    "mirroredReads",
+    "network",
+    "opReadConcernCounters",
+    "opWorkingTime",
+    "opcounters",
+    "opcountersRepl",
+    "oplog",
+    "oplogTruncation",
+    "planCache",
+    "profiler",
+    "queryAnalyzers",
+    "queryStats",
+    "querySettings",
+    "queues",
+    "readConcernCounters",
+    "readPreferenceCounters",
+    "repl",
+    "scramCache",
+    "security",
+    "service",
+    "sharding",
+    "shardingStatistics",
+    "shardedIndexConsistency",
+    "shardSplits",
+    "spillWiredTiger",
+    "storageEngine",
+    "tcmalloc",
+    "tenantMigrations",
+    "timeseriesCatalog",
+    "trafficRecording",
+    "transactions",
+    "transportSecurity",
+    "twoPhaseCommitCoordinator",
+    "watchdog",
+    "wiredTiger",
+];
+
 const BOUNDS_MICROS: &[f64] = &[
     128.0,
     256.0,
@@ -237,6 +329,7 @@ mod tests {
             ];
             for metric in METRICS {
                 let is_due = match &metric.source {
+                    Source::Latencies | Source::Machine(_) => false,
                     Source::WorkedOut(from) => from.starts_with("serverStatus") && !rare.contains(&metric.name),
                     _ => !newer.contains(&metric.name) && !rare.contains(&metric.name),
                 };
@@ -245,6 +338,33 @@ mod tests {
             // No series stands there twice.
             let series: BTreeSet<_> = readings.iter().map(|reading| (reading.metric.name, &reading.labels)).collect();
             assert_eq!(series.len(), readings.len(), "{version}");
+        }
+    }
+
+    #[test]
+    fn the_machine_is_told_by_what_a_server_has_collected() {
+        let data = doc! { "systemMetrics": {
+            "cpu": { "num_cpus": 2, "user_ms": 5_000_i64, "idle_ms": 9_000_i64 },
+            "memory": { "MemTotal_kb": 100_i64, "SwapTotal_kb": 8, "SwapFree_kb": 2 },
+            "disks": { "vda": { "reads": 7, "writes": 3, "io_time_ms": 1500 } },
+        } };
+        let readings = of_machine(&data);
+        assert_eq!(value(&readings, "mongodb_host_cpu_seconds_total", &["user"]), Some(5.0));
+        assert_eq!(value(&readings, "mongodb_host_swap_bytes", &["free"]), Some(2048.0));
+        assert_eq!(value(&readings, "mongodb_host_disk_operations_total", &["read", "vda"]), Some(7.0));
+        assert_eq!(value(&readings, "mongodb_host_disk_busy_seconds_total", &["vda"]), Some(1.5));
+    }
+
+    #[test]
+    fn for_latencies_alone_nothing_else_is_asked_for() {
+        let command = latencies_command();
+        assert_eq!(command.keys().next().map(String::as_str), Some("serverStatus"));
+        for version in ["4.4", "5.0", "6.0"] {
+            let status = fixture(version);
+            let sections = status.iter().filter(|(name, value)| *name != "opLatencies" && value.as_document().is_some());
+            let asked: Vec<&String> =
+                sections.map(|(name, _)| name).filter(|name| command.get_i32(name).ok() != Some(0)).collect();
+            assert!(asked.is_empty(), "{version}: {asked:?}");
         }
     }
 
@@ -265,7 +385,6 @@ mod tests {
 
     #[test]
     fn a_certificate_is_told_by_how_long_it_is_still_valid() {
-        use mongo_core::bson::doc;
         let expires = DateTime::from_millis(1_000_003_400 + 86_400_000);
         let mut status = bson_doc();
         status.insert("security", doc! { "SSLServerCertificateExpirationDate": expires });
@@ -275,14 +394,12 @@ mod tests {
 
     #[test]
     fn a_container_has_the_memory_that_it_may_use() {
-        use mongo_core::bson::doc;
         let host = of_host(&doc! { "system": { "memSizeMB": 64_000, "memLimitMB": 2_048_i64, "numCores": 4 } });
         assert_eq!(value(&host, "mongodb_host_memory_bytes", &[]), Some(2_147_483_648.0));
         assert_eq!(value(&host, "mongodb_host_cores", &[]), Some(4.0));
     }
 
     fn bson_doc() -> Document {
-        use mongo_core::bson::doc;
         doc! {
             "pid": 77_i64, "uptimeMillis": 2500_i64, "localTime": DateTime::from_millis(1_000_003_400),
             "mem": { "resident": 2, "virtual": "much" },
@@ -296,11 +413,10 @@ mod tests {
 
     #[test]
     fn latencies_become_a_cumulated_histogram() {
-        use mongo_core::bson::doc;
         let bucket = |micros: i64, count: i64| doc! { "micros": micros, "count": count };
         let reads = doc! { "latency": 9_000_000_i64, "ops": 10_i64, "histogram": [bucket(64, 4), bucket(128, 1), bucket(3072, 3), bucket(1_572_864, 2)] };
         let status = doc! { "opLatencies": { "reads": reads } };
-        let (_, readings) = read(&status);
+        let readings = latencies(&status);
         let Some(Value::Histogram(histogram)) = readings.first().map(|reading| &reading.value) else { panic!("{readings:?}") };
         let below = |bound: f64| histogram.buckets.iter().find(|bucket| bucket.0 == bound).unwrap().1;
         assert_eq!((below(0.000_128), below(0.000_256), below(0.002_048), below(0.004_096)), (4, 5, 5, 8));

@@ -193,9 +193,33 @@ pub const METRICS: &[Metric] = &[
             labelled("opcountersRepl.command", &["command"]),
         ],
     ),
+    counter(
+        "mongodb_timed_operations_total",
+        "Operations whose time was taken",
+        Unit::None,
+        &["class"],
+        &[
+            labelled("opLatencies.reads.ops", &["reads"]),
+            labelled("opLatencies.writes.ops", &["writes"]),
+            labelled("opLatencies.commands.ops", &["commands"]),
+            labelled("opLatencies.transactions.ops", &["transactions"]),
+        ],
+    ),
+    counter(
+        "mongodb_timed_operations_seconds_total",
+        "How long they took in the server, all together",
+        Unit::Seconds,
+        &["class"],
+        &[
+            micros("opLatencies.reads.latency", &["reads"]),
+            micros("opLatencies.writes.latency", &["writes"]),
+            micros("opLatencies.commands.latency", &["commands"]),
+            micros("opLatencies.transactions.latency", &["transactions"]),
+        ],
+    ),
     Metric {
         name: "mongodb_operation_duration_seconds",
-        help: "How long operations took in the server",
+        help: "How long operations took in the server; read less often than the rest",
         kind: Kind::Histogram,
         unit: Unit::Seconds,
         labels: &["class"],
@@ -664,6 +688,55 @@ pub const METRICS: &[Metric] = &[
         "hostInfo: system.memLimitMB, system.memSizeMB",
     ),
     worked_out("mongodb_host_cores", "Cores that the machine has", Kind::Gauge, Unit::None, &[], "hostInfo: system.numCores"),
+    machine(
+        "mongodb_host_cpu_seconds_total",
+        "Processor time of the machine; Linux only, by the server's diagnostic data",
+        Kind::Counter,
+        Unit::Seconds,
+        &["mode"],
+        &[
+            millis("systemMetrics.cpu.user_ms", &["user"]),
+            millis("systemMetrics.cpu.nice_ms", &["nice"]),
+            millis("systemMetrics.cpu.system_ms", &["system"]),
+            millis("systemMetrics.cpu.idle_ms", &["idle"]),
+            millis("systemMetrics.cpu.iowait_ms", &["iowait"]),
+            millis("systemMetrics.cpu.irq_ms", &["irq"]),
+            millis("systemMetrics.cpu.softirq_ms", &["softirq"]),
+            millis("systemMetrics.cpu.steal_ms", &["steal"]),
+        ],
+    ),
+    machine(
+        "mongodb_host_available_memory_bytes",
+        "Memory of the machine that is free or can be made so; Linux only, by the server's diagnostic data",
+        Kind::Gauge,
+        Unit::Bytes,
+        &[],
+        &[scaled("systemMetrics.memory.MemAvailable_kb", 1024.0)],
+    ),
+    machine(
+        "mongodb_host_swap_bytes",
+        "Swap space of the machine; Linux only, by the server's diagnostic data",
+        Kind::Gauge,
+        Unit::Bytes,
+        &["kind"],
+        &[kibibytes("systemMetrics.memory.SwapTotal_kb", &["total"]), kibibytes("systemMetrics.memory.SwapFree_kb", &["free"])],
+    ),
+    machine(
+        "mongodb_host_disk_operations_total",
+        "What the disks of the machine did; Linux only, by the server's diagnostic data",
+        Kind::Counter,
+        Unit::None,
+        &["op", "device"],
+        &[labelled("systemMetrics.disks.*.reads", &["read"]), labelled("systemMetrics.disks.*.writes", &["write"])],
+    ),
+    machine(
+        "mongodb_host_disk_busy_seconds_total",
+        "For how long the disks of the machine had something to do; Linux only, by the server's diagnostic data",
+        Kind::Counter,
+        Unit::Seconds,
+        &["device"],
+        &[scaled("systemMetrics.disks.*.io_time_ms", 1e-3)],
+    ),
     counter(
         "mongodb_page_faults_total",
         "Pages that the process had to wait for from disk",
@@ -802,6 +875,14 @@ pub const METRICS: &[Metric] = &[
         Unit::Seconds,
         &["member"],
         "replSetGetStatus: members.optimeDate",
+    ),
+    worked_out(
+        "mongodb_replica_lag_beyond_delay_seconds",
+        "How far a member is behind the primary, less what it is to be by the set's configuration",
+        Kind::Gauge,
+        Unit::Seconds,
+        &["member"],
+        "replSetGetStatus: members.optimeDate; replSetGetConfig: members.secondaryDelaySecs",
     ),
     worked_out(
         "mongodb_replica_lag_writes_seconds",
@@ -1174,6 +1255,14 @@ pub const METRICS: &[Metric] = &[
         &["collector"],
         "this crate",
     ),
+    worked_out(
+        "mongodb_monitor_overdue_ratio",
+        "The same as a share of the age from which on it is no longer shown; of what was never read, since the member is watched",
+        Kind::Gauge,
+        Unit::None,
+        &["collector"],
+        "this crate",
+    ),
     worked_out("mongodb_monitor_series", "Series that are shown", Kind::Gauge, Unit::None, &["collector"], "this crate"),
     worked_out(
         "mongodb_monitor_series_dropped",
@@ -1189,6 +1278,29 @@ pub const METRICS: &[Metric] = &[
 pub(crate) fn metric(name: &str) -> Option<&'static Metric> {
     METRICS.iter().find(|metric| metric.name == name)
 }
+
+/// Whether the first field of a command names a collection; that of others may hold anything.
+pub(crate) fn is_on_collection(command: &str) -> bool {
+    COMMANDS.contains(&command) || MORE_ON_COLLECTIONS.contains(&command)
+}
+
+/// Commands that work on a collection besides those that clients send most.
+const MORE_ON_COLLECTIONS: &[&str] = &[
+    "collMod",
+    "collStats",
+    "compact",
+    "convertToCapped",
+    "create",
+    "createSearchIndexes",
+    "drop",
+    "dropIndexes",
+    "findandmodify",
+    "listIndexes",
+    "mapReduce",
+    "mapreduce",
+    "reIndex",
+    "validate",
+];
 
 /// There are hundreds of commands; these are what clients do.
 const COMMANDS: &[&str] = &[
@@ -1237,6 +1349,17 @@ const fn worked_out(
     Metric { name, help, kind, unit, labels, source: Source::WorkedOut(from) }
 }
 
+const fn machine(
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    unit: Unit,
+    labels: &'static [&'static str],
+    fields: &'static [Field],
+) -> Metric {
+    Metric { name, help, kind, unit, labels, source: Source::Machine(fields) }
+}
+
 const fn as_is(path: &'static str) -> Field {
     labelled(path, &[])
 }
@@ -1259,6 +1382,10 @@ const fn micros(path: &'static str, labels: &'static [&'static str]) -> Field {
 
 const fn millis(path: &'static str, labels: &'static [&'static str]) -> Field {
     Field { path, only: &[], labels, scale: 1e-3 }
+}
+
+const fn kibibytes(path: &'static str, labels: &'static [&'static str]) -> Field {
+    Field { path, only: &[], labels, scale: 1024.0 }
 }
 
 const fn mebibytes(path: &'static str, labels: &'static [&'static str]) -> Field {
@@ -1297,7 +1424,7 @@ mod tests {
     #[test]
     fn every_field_gives_all_labels_of_its_metric() {
         for metric in METRICS {
-            let Source::ServerStatus(fields) = metric.source else { continue };
+            let (Source::ServerStatus(fields) | Source::Machine(fields)) = metric.source else { continue };
             for field in fields {
                 let given = field.labels.len() + field.path.split('.').filter(|name| *name == "*").count();
                 assert_eq!(given, metric.labels.len(), "{}: {}", metric.name, field.path);

@@ -68,7 +68,7 @@ async fn operations_are_counted_by_what_they_do_and_what_becomes_of_them() {
     assert!(text.contains(&format!(
         "{duration}_count{{db_operation_name=\"insert\",db_namespace=\"shop\",db_collection_name=\"orders\",server=\"{host}\",error_type=\"\"}} 6\n"
     )), "{text}");
-    assert!(!text.contains("ada@example.org") || text.contains("db_collection_name=\"ada@example.org\""), "{text}");
+    assert!(!text.contains("ada@example.org"), "{text}");
     monitor.stop().await;
 }
 
@@ -84,7 +84,13 @@ async fn a_pool_shows_who_has_its_connections_and_who_waits_for_one() {
         let labels: Vec<(&str, &str)> = [("server", &*host)].into_iter().chain(state.map(|state| ("state", state))).collect();
         reading(&watch, name, &labels).map(|reading| reading.as_number())
     };
-    assert_eq!(number("db_client_connection_count", Some("idle")), Some(1.0));
+    // A connection is given back a moment after the answer.
+    let given_back = async {
+        while number("db_client_connection_count", Some("idle")) != Some(1.0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), given_back).await.expect("one connection is idle");
     let hung = doc! { "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 5_000 };
     server.fail_command(0, "alwaysOn", hung).await.unwrap();
     let finding: Vec<_> = (0..5)

@@ -176,6 +176,8 @@ async fn whoever_may_not_see_the_statistics_sees_who_is_up() {
     let view = monitor.view();
     let only = &view.members[0];
     assert_eq!(only.number("mongodb_up", &[]), Some(1.0));
+    // Also who may not see the status learns who takes writes.
+    assert_eq!(view.primary().map(|member| &member.host), Some(&only.host));
     for name in ["server_status", "replica_set", "current_operations"] {
         let failure = collector(only, name).failure.clone().unwrap();
         assert!(failure.contains("clusterMonitor") && !failure.contains("secret-word"), "{failure}");
@@ -280,6 +282,59 @@ async fn a_slow_operation_is_shown_with_its_shape_and_without_anybodys_data() {
         until(&monitor, "it is over", |view| view.members[0].slow_operations.is_empty()).await;
         monitor.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_has_collected_itself_is_read_and_where_it_no_longer_does_it_is_asked() {
+    let server = TestDeployment::replica_set(2).start().await.unwrap();
+    let admins = [server.member(0).client().await.unwrap(), server.member(1).client().await.unwrap()]
+        .map(|client| client.database("admin"));
+    let collect = async |is_on: bool| {
+        for admin in &admins {
+            admin.run_command(doc! { "setParameter": 1, "diagnosticDataCollectionEnabled": is_on }).await.unwrap();
+        }
+    };
+    collect(true).await;
+    let primary = server.member(server.primary().await.unwrap()).host_port();
+    let monitor = watching(&server).await;
+    // Only there does it tell of its machine.
+    let is_collected = |member: &MemberView| member.number("mongodb_host_cpu_seconds_total", &["user"]).is_some();
+    let view = until(&monitor, "both tell what they have collected", |view| {
+        view.members.len() == 2 && view.members.iter().all(is_collected)
+    })
+    .await;
+    let inserted = |view: &View| member(view, &primary).number("mongodb_operations_total", &["insert"]).unwrap_or(0.0);
+    let before = inserted(&view);
+    let orders = server.client().await.unwrap().database("shop").collection::<Document>("orders");
+    for _ in 0..30 {
+        orders.insert_one(doc! { "n": 1 }).await.unwrap();
+    }
+    let all_is_there = |view: &View| {
+        let member = member(view, &primary);
+        inserted(view) >= before + 30.0
+            && member.number("mongodb_oplog_window_seconds", &[]).is_some()
+            && member.number("mongodb_oplog_bytes", &["max"]).is_some()
+            && member.number("mongodb_operation_duration_seconds", &["writes"]).is_some_and(|count| count >= 30.0)
+            && member.readings.iter().any(|reading| reading.metric.name == "mongodb_replica_lag_seconds")
+    };
+    let view = until(&monitor, "what was done is counted", all_is_there).await;
+    assert!(view.members.iter().all(is_collected));
+    // Read ten times in each second in which it is collected once, there are as many readings as collections: rates are those of the data.
+    let uptime = || monitor.summary(&primary, "mongodb_uptime_seconds", &[], Duration::from_secs(600)).unwrap();
+    let first = uptime();
+    until(&monitor, "five seconds have passed", |_| uptime().last >= first.last + 5.0).await;
+    let second = uptime();
+    assert!((second.readings - first.readings) as f64 <= second.last - first.last + 2.0, "{first:?} {second:?}");
+
+    // What was collected last stays there to be read: it must not be taken for being so now.
+    collect(false).await;
+    until(&monitor, "they are asked", |view| !view.members.iter().any(is_collected)).await;
+    let before = inserted(&monitor.view());
+    orders.insert_one(doc! { "n": 1 }).await.unwrap();
+    let view = until(&monitor, "what was done since is counted", |view| inserted(view) > before).await;
+    assert!(member(&view, &primary).number("mongodb_oplog_bytes", &["max"]).is_some());
+    assert!(!monitor.summary(&primary, "mongodb_operations_total", &["insert"], Duration::from_secs(600)).unwrap().has_gap);
+    monitor.stop().await;
 }
 
 /// The status and the body of an answer.

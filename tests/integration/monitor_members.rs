@@ -62,6 +62,8 @@ async fn a_delayed_member_lags_by_its_delay() {
     orders.insert_one(doc! { "n": 1 }).await.unwrap();
     let view = until(&monitor, "it lags", |view| lag(view).is_some_and(|lag| lag >= 2.0)).await;
     assert!(lag(&view).unwrap() < 3600.0);
+    // It is to be: nobody is alarmed by it.
+    assert_eq!(member(&view, &primary).number("mongodb_replica_lag_beyond_delay_seconds", &[&late]), Some(0.0));
     monitor.stop().await;
 }
 

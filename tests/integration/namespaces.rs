@@ -76,18 +76,18 @@ async fn of_ten_thousand_collections_the_busy_ones_are_shown_and_the_other_colle
     };
     stream::iter((0..10_000).map(create)).buffer_unordered(16).try_collect::<()>().await.unwrap();
     let busy = client.database("many_3").collection::<Document>("collection_9999");
-    for _ in 0..200 {
+    for _ in 0..3000 {
         busy.insert_one(doc! { "n": 1 }).await.unwrap();
     }
-    let monitor = watching(&server, 5).await;
+    let monitor = watching(&server, 20).await;
     let view = until(&monitor, "the collections are looked at", |view| {
         view.members[0].number("mongodb_namespaces", &["collection"]) == Some(10_000.0)
     })
     .await;
     assert!(shown(&view).contains("many_3.collection_9999"), "{:?}", shown(&view));
-    assert_eq!(view.members[0].number("mongodb_collection_documents", &["many_3", "collection_9999"]), Some(200.0));
+    assert_eq!(view.members[0].number("mongodb_collection_documents", &["many_3", "collection_9999"]), Some(3000.0));
     let only = &view.members[0];
-    assert_eq!(shown(&view).len(), 5, "{:?}", shown(&view));
+    assert_eq!(shown(&view).len(), 20, "{:?}", shown(&view));
     assert!(only.readings.len() < 1000, "{} series", only.readings.len());
     // All that is not about collections is as young as ever, however long those take.
     let age = collector(only, "server_status").age_seconds.unwrap();

@@ -16,8 +16,9 @@ fn router(command: &Document) -> Document {
         Some("hello" | "isMaster" | "ismaster") => ScriptedServer::hello(doc! { "msg": "isdbgrid" }),
         Some("serverStatus") => doc! { "process": "mongos", "version": "6.0.5", "pid": 1_i64, "connections": { "current": 3 } },
         Some("replSetGetStatus") => {
-            doc! { "ok": 0.0, "code": 76, "codeName": "NoReplicationEnabled", "errmsg": "not running with --replSet" }
+            doc! { "ok": 0.0, "errmsg": "replSetGetStatus is not supported through mongos", "info": "mongos" }
         }
+        Some("hostInfo") => doc! { "system": { "memSizeMB": 64, "numCores": 2 } },
         Some("balancerStatus") => doc! { "mode": "full", "inBalancerRound": true },
         Some("listShards") => {
             doc! { "shards": [{ "_id": "a", "host": "a/h:1", "state": 1 }, { "_id": "b", "host": "b/h:2", "state": 1 }] }
@@ -46,6 +47,8 @@ async fn a_router_shows_its_shards() {
         view.members[0].number("mongodb_chunks", &["b"]) == Some(6.0) && view.members[0].is_up()
     })
     .await;
+    let failures: Vec<_> = view.members[0].collectors.iter().filter_map(|collector| collector.failure.as_ref()).collect();
+    assert!(failures.is_empty(), "{failures:?}");
     let number = |name: &str, labels: &[&str]| view.members[0].number(name, labels);
     assert_eq!(number("mongodb_balancer_running", &[]), Some(1.0));
     assert_eq!((number("mongodb_jumbo_chunks", &["a"]), number("mongodb_jumbo_chunks", &["b"])), (Some(0.0), Some(1.0)));

@@ -322,7 +322,7 @@ impl ReplicaSetExt for Client {
             .selection_criteria(anyone())
             .await
             .map_err(classify)?;
-        ReplicaSetStatus::from_document(&reply)
+        ReplicaSetStatus::from_reply(&reply)
     }
 
     async fn reconfigure<F>(&self, mode: ReconfigureMode, change: F) -> Result<ReplicaSetConfig>

@@ -45,7 +45,11 @@ impl ReplicaSetStatus {
         u64::try_from(ahead - behind).ok().or(Some(0)).map(Duration::from_millis)
     }
 
-    pub(super) fn from_document(reply: &Document) -> Result<Self> {
+    /// Reads an answer of `replSetGetStatus`, wherever it comes from.
+    ///
+    /// # Errors
+    /// [`CorruptData`](crate::ErrorKind::CorruptData) for what is none.
+    pub fn from_reply(reply: &Document) -> Result<Self> {
         let name = reply.get_str("set").map_err(|_| malformed("set"))?.to_owned();
         let term = reply.get("term").and_then(integer).unwrap_or(-1);
         let members = reply.get_array("members").map_err(|_| malformed("members"))?;
@@ -217,7 +221,7 @@ mod tests {
                 { "_id": 2, "name": "c:1", "health": 0.0, "state": 8, "uptime": 0, "optime": position(0), "optimeDate": at(-1_700_000_000), "lastHeartbeatMessage": "Connection refused", "configVersion": -1 },
             ],
         };
-        let status = ReplicaSetStatus::from_document(&reply).unwrap();
+        let status = ReplicaSetStatus::from_reply(&reply).unwrap();
         assert_eq!(status.primary().map(|member| member.host.as_str()), Some("a:1"));
         let lags: Vec<_> = status.members.iter().map(|member| status.lag(member)).collect();
         assert_eq!(lags, [Some(Duration::ZERO), Some(Duration::from_secs(7)), None]);
@@ -228,6 +232,6 @@ mod tests {
 
     #[test]
     fn a_status_without_members_is_an_error() {
-        assert!(ReplicaSetStatus::from_document(&doc! { "set": "rs" }).is_err());
+        assert!(ReplicaSetStatus::from_reply(&doc! { "set": "rs" }).is_err());
     }
 }

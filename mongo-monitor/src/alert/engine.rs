@@ -13,7 +13,10 @@ use super::{
     rule::{Expression, Quantity, Rule, Severity},
     sink::AlertSink,
 };
-use crate::monitor::{Monitor, Shared, View};
+use crate::{
+    history::Summary,
+    monitor::{Monitor, Shared, View},
+};
 
 /// Rules, the state of their alerts, and who is told.
 ///
@@ -164,8 +167,11 @@ pub(super) trait Readings {
     /// The series of a member that are meant, each with the values of its labels.
     fn values(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)>;
 
-    /// The same of histograms, by the mean of what they counted anew.
-    fn means(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)>;
+    /// Whether all that there is of a metric of a member was read just now, so that what is missing is not there.
+    fn is_whole(&self, member: &str, quantity: &Quantity) -> bool;
+
+    /// Whether the members are all that there are, so that who is missing is gone.
+    fn has_all_members(&self) -> bool;
 }
 
 /// What is to be told, and whom.
@@ -198,7 +204,10 @@ impl Readings for Shown<'_> {
         let Some(metric) = quantity.metric() else { return Vec::new() };
         if let Some(last) = quantity.rate() {
             let summaries = self.monitor.current(member, metric, last, |labels| quantity.covers(metric, labels));
-            return summaries.into_iter().filter_map(|(labels, summary)| Some((labels, summary.rate?))).collect();
+            // What is known of a small part of the while only says nothing of it.
+            let known = |summary: &Summary| summary.known_seconds >= last.as_secs_f64() / 2.0;
+            let rates = summaries.into_iter().filter(|(_, summary)| known(summary));
+            return rates.filter_map(|(labels, summary)| Some((labels, summary.rate?))).collect();
         }
         let members = self.view.members.iter().filter(|known| known.host == member);
         let wanted =
@@ -206,10 +215,12 @@ impl Readings for Shown<'_> {
         wanted.map(|reading| (reading.labels.clone(), reading.as_number())).collect()
     }
 
-    fn means(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)> {
-        let Some((metric, last)) = quantity.metric().zip(quantity.rate()) else { return Vec::new() };
-        let summaries = self.monitor.current(member, metric, last, |labels| quantity.covers(metric, labels));
-        summaries.into_iter().filter_map(|(labels, summary)| Some((labels, summary.mean_of_new?))).collect()
+    fn is_whole(&self, member: &str, quantity: &Quantity) -> bool {
+        self.monitor.is_read_whole(member, &quantity.metric)
+    }
+
+    fn has_all_members(&self) -> bool {
+        self.monitor.knows_members()
     }
 }
 
@@ -347,7 +358,7 @@ impl Alerts {
             for (key, number) in &numbers {
                 resolved.extend(self.step(rule, key, *number, now));
             }
-            resolved.extend(self.without_data(rule, &numbers, &members, passed));
+            resolved.extend(self.without_data(rule, &numbers, readings, passed));
         }
         self.rules = rules;
         self.news(resolved, now)
@@ -381,20 +392,26 @@ impl Alerts {
         if is_over { self.tracked.remove_entry(key) } else { None }
     }
 
-    /// Alerts of a rule for which there is no number: they stay what they are, and the while does not count. Those of members that are no longer there
+    /// Alerts of a rule for which there is no number: they stay what they are, and the while does not count. Those of members and series that are no longer there
     /// are over.
     fn without_data(
         &mut self,
         rule: &Rule,
         numbers: &BTreeMap<Key, f64>,
-        members: &[String],
+        readings: &dyn Readings,
         passed: i64,
     ) -> Vec<(Key, Tracked)> {
+        let members = readings.members();
         let mut gone = Vec::new();
         for (key, tracked) in self.tracked.iter_mut().filter(|(key, _)| key.rule == rule.name && !numbers.contains_key(key)) {
             tracked.has_data = false;
-            // Before anybody is known nobody is gone.
-            if !members.is_empty() && key.member.as_ref().is_some_and(|member| !members.contains(member)) {
+            let is_gone = key.member.as_ref().is_some_and(|member| match members.contains(member) {
+                // Its series has ended: a member no longer tells the lag of others, or a collection was dropped.
+                true => rule.expression.quantities().all(|quantity| readings.is_whole(member, quantity)),
+                // Before all are known nobody is gone.
+                false => readings.has_all_members(),
+            });
+            if is_gone {
                 gone.push(key.clone());
             } else if !tracked.fires {
                 tracked.since += passed;
@@ -492,12 +509,10 @@ fn numbers(rule: &Rule, members: &[String], readings: &dyn Readings) -> BTreeMap
     };
     let mut numbers = BTreeMap::new();
     match &rule.expression {
-        Expression::Each(quantity) | Expression::MeanOf(quantity) => {
-            let is_mean = matches!(rule.expression, Expression::MeanOf(_));
+        Expression::Each(quantity) => {
             let names = quantity.metric().map(|metric| metric.labels).unwrap_or_default();
             for member in members {
-                let values = if is_mean { readings.means(member, quantity) } else { readings.values(member, quantity) };
-                for (values, number) in values {
+                for (values, number) in readings.values(member, quantity) {
                     let labels = names.iter().map(|name| (*name).to_owned()).zip(values);
                     // What the rule has chosen itself tells nobody anything.
                     let labels = labels.filter(|(name, _)| !quantity.labels.contains_key(name)).collect();
@@ -510,10 +525,22 @@ fn numbers(rule: &Rule, members: &[String], readings: &dyn Readings) -> BTreeMap
         }
         Expression::Ratio { of, to } => {
             for member in members {
-                if let (Some(of), Some(to)) = (sum(member, of), sum(member, to))
-                    && to != 0.0
-                {
-                    numbers.insert(key(Some(member), BTreeMap::new()), of / to);
+                let is_rate = to.iter().all(|quantity| quantity.rate_over_seconds.is_some());
+                let ratio = match (sum(member, of), sum(member, to)) {
+                    // Where nothing happens nothing is wrong.
+                    (Some(0.0), Some(0.0)) => Some(0.0),
+                    // Of what does not happen at all it may have been less than once in the while.
+                    (Some(of), Some(0.0)) if is_rate => Some(of / LEAST_RATE),
+                    (_, Some(0.0)) => None,
+                    (of, to) => of.zip(to).map(|(of, to)| of / to),
+                };
+                numbers.extend(ratio.map(|ratio| (key(Some(member), BTreeMap::new()), ratio)));
+            }
+        }
+        Expression::Difference { of, less } => {
+            for member in members {
+                if let (Some(of), Some(less)) = (sum(member, std::slice::from_ref(of)), sum(member, std::slice::from_ref(less))) {
+                    numbers.insert(key(Some(member), BTreeMap::new()), of - less);
                 }
             }
         }
@@ -538,6 +565,8 @@ fn milliseconds(seconds: u64) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000)
 }
 
+/// Once in five minutes.
+const LEAST_RATE: f64 = 1.0 / 300.0;
 const REPEAT: Duration = Duration::from_secs(4 * 3600);
 
 #[cfg(test)]

@@ -104,8 +104,13 @@ pub enum Expression {
         /// By what.
         to: Vec<Quantity>,
     },
-    /// Of every series of every member, the mean of what a histogram has counted anew, in its unit.
-    MeanOf(Quantity),
+    /// Of every member, one number less another.
+    Difference {
+        /// From which is taken.
+        of: Quantity,
+        /// What is taken off.
+        less: Quantity,
+    },
     /// The sum over all members.
     Total(Quantity),
     /// The mean over all members.
@@ -166,6 +171,11 @@ impl Quantity {
         let metric = self
             .metric()
             .ok_or_else(|| Error::invalid("a rule names a metric that does not exist").with_context("metric", &self.metric))?;
+        if metric.name.starts_with("db_client_") || metric.name.starts_with("mongodb_client_") {
+            return Err(
+                Error::invalid("rules are of members, and not of what a client does").with_context("metric", &self.metric)
+            );
+        }
         if let Some(label) = self.labels.keys().find(|label| !metric.labels.contains(&label.as_str())) {
             let error = Error::invalid("a rule names a label that its metric does not have");
             return Err(error.with_context("metric", &self.metric).with_context("label", label));
@@ -186,9 +196,10 @@ impl Expression {
     /// Everything that it is made of.
     pub(super) fn quantities(&self) -> impl Iterator<Item = &Quantity> {
         let (some, more): (&[Quantity], &[Quantity]) = match self {
-            Self::Each(one) | Self::MeanOf(one) | Self::Total(one) | Self::Mean(one) => (std::slice::from_ref(one), &[]),
+            Self::Each(one) | Self::Total(one) | Self::Mean(one) => (std::slice::from_ref(one), &[]),
             Self::Sum(of) => (of, &[]),
             Self::Ratio { of, to } => (of, to),
+            Self::Difference { of, less } => (std::slice::from_ref(of), std::slice::from_ref(less)),
         };
         some.iter().chain(more)
     }
@@ -260,11 +271,6 @@ impl Rule {
             return Err(Error::invalid("a rule has no name"));
         }
         self.expression.quantities().try_for_each(Quantity::check).map_err(named)?;
-        if let Expression::MeanOf(of) = &self.expression
-            && of.metric().is_none_or(|metric| metric.kind != Kind::Histogram)
-        {
-            return Err(named(Error::invalid("only a histogram has a mean of what it counted")));
-        }
         if self.expression.quantities().next().is_none() {
             return Err(named(Error::invalid("a rule looks at nothing")));
         }

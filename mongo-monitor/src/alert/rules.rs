@@ -3,7 +3,7 @@
 //! Origins: the defaults and the guidance of MongoDB Atlas, the mixin of Grafana, those of the storage engine's own thresholds, and where these
 //! are known to cry wolf, ours. Not taken over: shares of free tickets, which from 7.0 on say nothing, as the server
 //! makes its pools larger and smaller by itself (how long is waited for them tells); the length of an oplog that is not full, which is short wherever a set is young;
-//! what no server tells of its machine (cores, disks and swap at work); restarts, which every upgrade is.
+//! restarts, which every upgrade is.
 
 use super::rule::{Expression, Quantity, Rule, Severity, Threshold};
 use crate::monitor::MonitorSettings;
@@ -22,10 +22,10 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
         of: vec![rate("mongodb_query_scanned_keys_total"), rate("mongodb_query_scanned_objects_total")],
         to: vec![rate("mongodb_documents_total").with("op", "returned")],
     };
-    let lag = || Expression::Each(q("mongodb_replica_lag_seconds"));
+    let lag = || Expression::Each(q("mongodb_replica_lag_beyond_delay_seconds"));
     let queue = || Expression::Sum(vec![q("mongodb_global_lock_queue")]);
     let checkpoint = || Expression::Each(q("mongodb_checkpoint_duration_seconds").with("which", "recent"));
-    let blind = || Expression::Each(q("mongodb_monitor_snapshot_age_seconds"));
+    let blind = || Expression::Each(q("mongodb_monitor_overdue_ratio"));
     let oldest = || Expression::Each(q("mongodb_currentop_oldest_seconds"));
     let full_oplog = || Expression::Each(q("mongodb_oplog_full_window_seconds"));
     let rejected = || {
@@ -40,13 +40,24 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
         of: vec![rate("mongodb_ticket_queue_seconds_total")],
         to: vec![rate("mongodb_ticket_processing_seconds_total")],
     };
-    let latency = |class: &str| Expression::MeanOf(rate("mongodb_operation_duration_seconds").with("class", class));
+    let latency = |class: &str| Expression::Ratio {
+        of: vec![rate("mongodb_timed_operations_seconds_total").with("class", class)],
+        to: vec![rate("mongodb_timed_operations_total").with("class", class)],
+    };
     let disk = || {
         let bytes = |kind: &str| vec![q("mongodb_filesystem_bytes").with("kind", kind)];
         Expression::Ratio { of: bytes("used"), to: bytes("total") }
     };
+    let cpu = |mode: &str| {
+        let time = || Quantity::of("mongodb_host_cpu_seconds_total").rate_over(300);
+        Expression::Ratio { of: vec![time().with("mode", mode)], to: vec![time()] }
+    };
+    let disk_operations = || Expression::Sum(vec![rate("mongodb_host_disk_operations_total")]);
+    let swap = || Expression::Difference {
+        of: q("mongodb_host_swap_bytes").with("kind", "total"),
+        less: q("mongodb_host_swap_bytes").with("kind", "free"),
+    };
     let certificate = || Expression::Each(q("mongodb_certificate_expiry_seconds"));
-    let rounds = |count: u32| (settings.interval * count + settings.deadline).as_secs_f64();
     vec![
         Make::warning("instance_down", Expression::Each(q("mongodb_up")), Threshold::Below(0.5), "a member does not answer: look at its process, host and network")
             .lasting(60)
@@ -98,7 +109,7 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
         .rule,
         Make::warning(
             "elections",
-            Expression::Sum(vec![rate("mongodb_elections_total").with("result", "called")]),
+            Expression::Total(rate("mongodb_elections_total").with("result", "called")),
             Threshold::Above(0.01),
             "more than three elections in five minutes: look at the network between the members",
         )
@@ -204,6 +215,16 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
         .until(0.75)
         .lasting(300)
         .rule,
+        Make::warning("cpu", cpu("user"), Threshold::Above(0.75), "the machine works at three quarters of what it can").until(0.7).lasting(300).unless(&["cpu_full"]).rule,
+        Make::critical("cpu_full", cpu("user"), Threshold::Above(0.95), "the machine has no processor time left").until(0.9).lasting(300).rule,
+        Make::warning("cpu_stolen", cpu("steal"), Threshold::Above(0.05), "the machine does not get the processor time that it wants from its host").lasting(300).unless(&["cpu_stolen_much"]).rule,
+        Make::critical("cpu_stolen_much", cpu("steal"), Threshold::Above(0.2), "a fifth of the machine's processor time goes to others").lasting(300).rule,
+        Make::warning("disk_operations", disk_operations(), Threshold::Above(4000.0), "the disks do more than four thousand operations a second: look whether they can")
+            .lasting(120)
+            .unless(&["disk_operations_many"])
+            .rule,
+        Make::critical("disk_operations_many", disk_operations(), Threshold::Above(9000.0), "the disks do more than nine thousand operations a second").lasting(300).rule,
+        Make::warning("swap", swap(), Threshold::Above(2e9), "the machine has swapped two gigabytes out: its memory is too little").lasting(900).rule,
         Make::warning("disk", disk(), Threshold::Above(0.9), "the disk is filling up").until(0.88).unless(&["disk_full"]).rule,
         Make::critical("disk_full", disk(), Threshold::Above(0.95), "the disk is almost full: the server ends when it is").lasting(300).rule,
         Make::warning(
@@ -242,10 +263,11 @@ pub fn default_rules(settings: &MonitorSettings) -> Vec<Rule> {
             .lasting(60)
             .rule,
         // So that what is not known is never taken for being well.
-        Make::warning("monitor_blind", blind(), Threshold::Above(rounds(3)), "what is shown of a member is old: it cannot be read")
+        Make::warning("monitor_blind", blind(), Threshold::Above(1.0), "what is shown of a member is old: it cannot be read")
+            .lasting(60)
             .unless(&["instance_down", "instance_down_long", "monitor_blind_long"])
             .rule,
-        Make::critical("monitor_blind_long", blind(), Threshold::Above(rounds(10)), "a member has not been readable for ten rounds")
+        Make::critical("monitor_blind_long", blind(), Threshold::Above(3.0), "a member has not been readable for long")
             .unless(&["instance_down", "instance_down_long"])
             .rule,
     ]
@@ -302,9 +324,9 @@ mod tests {
         for rule in default_rules(&MonitorSettings::default()) {
             let looks_at = match &rule.expression {
                 Expression::Each(of) => quantity(of),
-                Expression::MeanOf(of) => format!("mean of what is new, of {}", quantity(of).replacen("rate of ", "", 1)),
                 Expression::Sum(of) => sum(of),
                 Expression::Ratio { of, to } => format!("({}) / ({})", sum(of), sum(to)),
+                Expression::Difference { of, less } => format!("{} - {}", quantity(of), quantity(less)),
                 Expression::Total(of) => format!("{}, summed over all members", quantity(of)),
                 Expression::Mean(of) => format!("{}, mean of all members", quantity(of)),
             };

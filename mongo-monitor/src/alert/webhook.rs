@@ -102,6 +102,9 @@ impl WebhookSink {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(mongo_core::tls::client_config()?)
             .timeout(settings.timeout)
+            // One would make another request of it, and tell the address to somebody else.
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
             .build()
             .map_err(|error| Error::internal("no HTTP client can be made").with_source(error.without_url()))?;
         let outbox = Outbox { settings, messages: Mutex::default(), told: watch::Sender::new(0), done: watch::Sender::new(0) };

@@ -1,7 +1,7 @@
 //! A client's operations.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -16,13 +16,15 @@ use mongo_core::{
 use super::distribution::Distribution;
 use crate::{
     reading::{Reading, Value, reading},
-    table::metric,
+    table::{is_on_collection, metric},
 };
 
 #[derive(Debug, Default)]
 pub(super) struct Commands {
     /// What those are about that are under way: only the first event of a command tells it.
     under_way: HashMap<Id, Namespace>,
+    /// The last that began, also those that have ended.
+    order: VecDeque<Id>,
     done: BTreeMap<Key, Distribution>,
     overloads: BTreeMap<String, u64>,
 }
@@ -39,10 +41,14 @@ impl Commands {
         match event {
             CommandEvent::Started(started) => {
                 let collection = collection(&started.command).unwrap_or_default();
-                // Who never hears of the end of what began would have it for ever.
-                if self.under_way.len() < UNDER_WAY {
-                    self.under_way
-                        .insert(id(started.request_id, &started.connection), (started.db.clone(), collection.to_owned()));
+                let id = id(started.request_id, &started.connection);
+                self.under_way.insert(id.clone(), (started.db.clone(), collection.to_owned()));
+                self.order.push_back(id);
+                // Of an operation whose future was dropped the end is never told.
+                while self.order.len() > UNDER_WAY {
+                    if let Some(oldest) = self.order.pop_front() {
+                        self.under_way.remove(&oldest);
+                    }
                 }
             }
             CommandEvent::Succeeded(done) => {
@@ -63,6 +69,9 @@ impl Commands {
         let (database, collection) = self.under_way.remove(&id).unwrap_or_default();
         let mut key = [command.to_owned(), database, collection, id.1, error];
         if self.done.len() >= SERIES && !self.done.contains_key(&key) {
+            if !is_on_collection(command) {
+                OTHER.clone_into(&mut key[0]);
+            }
             OTHER.clone_into(&mut key[1]);
             OTHER.clone_into(&mut key[2]);
         }
@@ -93,7 +102,7 @@ fn id(request: i32, connection: &ConnectionInfo) -> Id {
 fn collection(command: &Document) -> Option<&str> {
     match command.iter().next()? {
         (name, _) if name == "getMore" => command.get_str("collection").ok(),
-        (_, Bson::String(collection)) => Some(collection),
+        (name, Bson::String(collection)) if is_on_collection(name) => Some(collection),
         _ => None,
     }
 }
@@ -124,6 +133,9 @@ mod tests {
         assert_eq!(collection(&doc! { "getMore": 5_i64, "collection": "orders" }), Some("orders"));
         assert_eq!(collection(&doc! { "aggregate": 1, "pipeline": [] }), None);
         assert_eq!(collection(&doc! {}), None);
+        // Whom a command is about is a value.
+        assert_eq!(collection(&doc! { "usersInfo": "ada@example.org" }), None);
+        assert_eq!(collection(&doc! { "noSuchCommand": "ada@example.org" }), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod pools;
 mod topology;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -19,6 +19,8 @@ use mongo_core::{
         options::ClientOptions,
     },
 };
+
+use tokio::sync::watch;
 
 use self::{commands::Commands, pools::Pools, topology::TopologyWatch};
 use crate::{
@@ -65,6 +67,8 @@ struct Shared {
     topology: Mutex<TopologyWatch>,
     events: Mutex<VecDeque<FailoverEvent>>,
     sinks: Mutex<Vec<Arc<dyn FailoverSink>>>,
+    /// Counts the changes of the topology.
+    changes: watch::Sender<u64>,
 }
 
 impl fmt::Debug for ClientWatch {
@@ -94,6 +98,7 @@ impl ClientWatch {
             topology: Mutex::default(),
             events: Mutex::default(),
             sinks: Mutex::default(),
+            changes: watch::Sender::new(0),
         };
         Self { shared: Arc::new(shared), with_operations: true }
     }
@@ -112,7 +117,7 @@ impl ClientWatch {
 
     /// Has clients that are made with these options watched. Handlers of events that stand in them are told as before.
     ///
-    /// A watch is for one client, or for several of one deployment; then connections are those of all together.
+    /// A watch is for one client: of a second one that is made with the same options nothing is taken in while the first is there.
     pub fn attach(&self, options: &mut ClientOptions) {
         if self.with_operations {
             let shared = Arc::clone(&self.shared);
@@ -132,6 +137,26 @@ impl ClientWatch {
         lock(&self.shared.events).iter().cloned().collect()
     }
 
+    /// The members of the replica set that the client is connected to, but for hidden ones; none for what is no set.
+    pub(crate) fn members_of_set(&self) -> Option<BTreeSet<String>> {
+        lock(&self.shared.topology).members_of_set()
+    }
+
+    /// The servers that the client takes for such as take writes.
+    pub(crate) fn writable(&self) -> BTreeSet<String> {
+        lock(&self.shared.topology).writable()
+    }
+
+    /// Whether the client has found out what it is connected to, or that nobody is there.
+    pub(crate) fn has_found_somebody(&self) -> bool {
+        lock(&self.shared.topology).has_found_somebody()
+    }
+
+    /// Counts the changes of what the client takes the servers for.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
     /// What has been counted up to now.
     pub fn readings(&self) -> Vec<Reading> {
         let mut readings = lock(&self.shared.commands).readings();
@@ -147,6 +172,9 @@ impl Shared {
     fn take_topology(&self, event: &SdamEvent) {
         let now = Moment { at: self.clock.monotonic(), wall: DateTime::from_system_time(self.clock.wall()) };
         let news = lock(&self.topology).take(event, now);
+        if matches!(event, SdamEvent::TopologyDescriptionChanged(_)) {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
         if news.is_empty() {
             return;
         }

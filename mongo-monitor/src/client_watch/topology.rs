@@ -1,7 +1,8 @@
 //! Who a client takes the servers for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use mongo_core::bson::oid::ObjectId;
 use mongo_core::mongodb::{
     ServerInfo, ServerType, TopologyType,
     error::ErrorKind,
@@ -18,8 +19,11 @@ use crate::{
 
 #[derive(Debug, Default)]
 pub(super) struct TopologyWatch {
+    /// Whose events are taken in.
+    topology: Option<ObjectId>,
     failovers: Failovers,
     states: BTreeMap<String, &'static str>,
+    seen: Seen,
     heartbeats: BTreeMap<String, Heartbeats>,
 }
 
@@ -32,11 +36,14 @@ struct Heartbeats {
 impl TopologyWatch {
     pub(super) fn take(&mut self, event: &SdamEvent, now: Moment) -> Vec<FailoverEvent> {
         match event {
-            SdamEvent::TopologyDescriptionChanged(changed) => {
+            SdamEvent::TopologyOpening(opened) => drop(self.topology.get_or_insert(opened.topology_id)),
+            SdamEvent::TopologyClosed(closed) if self.topology == Some(closed.topology_id) => *self = Self::default(),
+            SdamEvent::TopologyDescriptionChanged(changed) if self.topology.is_none_or(|of| of == changed.topology_id) => {
                 let new = &changed.new_description;
                 self.states = new.servers().iter().map(|(address, server)| (address.to_string(), state(server))).collect();
                 self.heartbeats.retain(|host, _| self.states.contains_key(host));
-                return self.failovers.look(now, &seen(new));
+                self.seen = seen(new);
+                return self.failovers.look(now, &self.seen);
             }
             // A heartbeat that waits for a change takes as long as nothing changes.
             SdamEvent::ServerHeartbeatSucceeded(event) if !event.awaited => {
@@ -48,6 +55,21 @@ impl TopologyWatch {
             _ => {}
         }
         Vec::new()
+    }
+
+    pub(super) fn members_of_set(&self) -> Option<BTreeSet<String>> {
+        self.seen.is_set.then(|| self.states.keys().cloned().collect())
+    }
+
+    pub(super) fn writable(&self) -> BTreeSet<String> {
+        let servers = self.seen.servers.iter().filter(|(_, role)| matches!(role, Role::Primary | Role::Writable));
+        servers.map(|(host, _)| host.clone()).collect()
+    }
+
+    pub(super) fn has_found_somebody(&self) -> bool {
+        let mut roles = self.seen.servers.values();
+        let is_somebody = |role: &Role| !matches!(role, Role::Unknown | Role::Down);
+        self.seen.is_set || roles.clone().any(is_somebody) || roles.len() > 0 && roles.all(|role| *role == Role::Down)
     }
 
     pub(super) fn readings(&self) -> Vec<Reading> {

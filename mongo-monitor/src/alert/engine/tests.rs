@@ -10,13 +10,15 @@ use crate::{MonitorSettings, Threshold, default_rules};
 struct Given {
     members: Vec<String>,
     numbers: BTreeMap<(String, String), f64>,
+    /// Whether what is missing is not there, instead of not being known.
+    is_whole: bool,
 }
 
 impl Given {
     fn of(numbers: &[(&str, &str, f64)]) -> Self {
         let members: BTreeSet<String> = numbers.iter().map(|(member, _, _)| (*member).to_owned()).collect();
         let numbers = numbers.iter().map(|(member, metric, number)| (((*member).to_owned(), (*metric).to_owned()), *number));
-        Self { members: members.into_iter().collect(), numbers: numbers.collect() }
+        Self { members: members.into_iter().collect(), numbers: numbers.collect(), is_whole: false }
     }
 
     fn without_numbers(mut self) -> Self {
@@ -35,8 +37,12 @@ impl Readings for Given {
         number.map(|number| (Vec::new(), *number)).into_iter().collect()
     }
 
-    fn means(&self, member: &str, quantity: &Quantity) -> Vec<(Vec<String>, f64)> {
-        self.values(member, quantity)
+    fn is_whole(&self, _: &str, _: &Quantity) -> bool {
+        self.is_whole
+    }
+
+    fn has_all_members(&self) -> bool {
+        !self.members.is_empty()
     }
 }
 
@@ -223,4 +229,33 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_alert_whose_series_has_ended_is_over_and_one_that_cannot_be_read_is_not() {
+    let mut alerts = Alerts::new(vec![rule()]).unwrap();
+    round(&mut alerts, 0, 90.0);
+    assert_eq!(round(&mut alerts, 60, 90.0), [(Firing, Some(90.0))]);
+    let mut given = Given::of(&[("a:1", METRIC, 90.0)]).without_numbers();
+    assert!(alerts.look(at(120), &given).is_empty());
+    assert_eq!(phases(&alerts), [Firing]);
+    given.is_whole = true;
+    let news = alerts.look(at(180), &given);
+    assert_eq!(news.iter().map(|alert| alert.phase).collect::<Vec<_>>(), [Resolved]);
+}
+
+#[test]
+fn where_nothing_happens_no_ratio_is_alarming_and_none_sticks() {
+    let of = |name: &str| vec![Quantity::of(name).rate_over(300)];
+    let expression = Expression::Ratio { of: of("mongodb_query_scanned_keys_total"), to: of("mongodb_network_requests_total") };
+    let mut alerts =
+        Alerts::new(vec![Rule::new("targeting", Severity::Warning, expression, Threshold::Above(10.0), "")]).unwrap();
+    let mut round = |second: i64, scanned: f64, requests: f64| {
+        let numbers = [("a:1", "mongodb_query_scanned_keys_total", scanned), ("a:1", "mongodb_network_requests_total", requests)];
+        alerts.look(at(second), &Given::of(&numbers)).into_iter().map(|alert| alert.phase).collect::<Vec<_>>()
+    };
+    assert_eq!(round(0, 0.0, 0.0), []);
+    assert_eq!(round(10, 100.0, 1.0), [Firing]);
+    assert_eq!(round(20, 0.0, 0.0), [Resolved]);
+    assert_eq!(round(30, 100.0, 0.0), [Firing], "much for nothing is worse");
 }
