@@ -1,8 +1,8 @@
 //! Databases and collections: how large they are, and what is done with them.
 //!
 //! All of this costs the server more the more collections there are, so it is rationed. Who is busiest is asked of `top`, in one command. Sizes are asked of one collection
-//! at a time, those first that are shown, the others in turn, for a tenth of a second a round: of ten thousand collections some are known
-//! in the first round and all after some hours. And of all that is known only the first of it are shown, those that are busiest, then those that are largest.
+//! at a time, those that are shown and the others in turn, for a hundredth of a second a look: of ten thousand collections some are known
+//! after the first look and all after some days. And of all that is known only the first of it are shown, those that are busiest, then those that are largest.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,8 @@ pub(crate) struct Namespaces {
     collections: BTreeMap<Name, Collection>,
     /// Who is asked next of those whose turn it is.
     next_database: Option<String>,
-    next_collection: Option<Name>,
+    /// How often it was looked.
+    look: u64,
 }
 
 /// Database and collection.
@@ -45,6 +46,8 @@ struct Database {
 struct Collection {
     sizes: Vec<Size>,
     objects: Option<f64>,
+    /// In which look; 0 for none.
+    measured: u64,
     /// By kind of operation, how many there were and how many microseconds they took.
     done: Vec<(&'static str, f64, f64)>,
     /// How many microseconds operations took, lately more than formerly.
@@ -173,18 +176,13 @@ impl Namespaces {
             let (one, other) = (&self.collections[*one], &self.collections[*other]);
             other.busy.total_cmp(&one.busy).then(other.bytes().total_cmp(&one.bytes()))
         });
-        let shown: Vec<Name> = order.into_iter().take(settings.namespaces).cloned().collect();
-        let turn = in_turn(self.collections.keys(), self.next_collection.as_ref());
+        let others = order.split_off(settings.namespaces.min(order.len()));
+        let shown: Vec<Name> = order.into_iter().cloned().collect();
+        self.look += 1;
         let begun = Instant::now();
-        for (position, name) in shown.iter().chain(&turn).enumerate() {
-            if position >= shown.len() {
-                if begun.elapsed() >= RATION {
-                    break;
-                }
-                self.next_collection = Some(name.clone());
-                if shown.contains(name) {
-                    continue;
-                }
+        for name in &self.whose_turn(&shown, others.into_iter().cloned().collect()) {
+            if begun.elapsed() >= RATION {
+                break;
             }
             let stages = [
                 doc! { "$collStats": { "storageStats": {} } },
@@ -204,8 +202,28 @@ impl Namespaces {
             let kinds = [("data", "data"), ("storage", "storage"), ("index", "index"), ("free", "free")];
             collection.sizes = sizes(&stats, &kinds);
             collection.objects = stats.get("count").and_then(number);
+            collection.measured = self.look;
         }
         shown
+    }
+
+    /// In which order sizes are asked for: first those that are shown and not known yet, then in turn one of the others and one that is shown; of each those first that are known for
+    /// longest.
+    fn whose_turn(&self, shown: &[Name], mut others: Vec<Name>) -> Vec<Name> {
+        let measured = |name: &Name| self.collections.get(name).map_or(0, |collection| collection.measured);
+        others.sort_by_key(measured);
+        let mut shown = shown.to_vec();
+        shown.sort_by_key(measured);
+        let known = shown.split_off(shown.partition_point(|name| measured(name) == 0));
+        let (mut others, mut known) = (others.into_iter(), known.into_iter());
+        let mut turn = shown;
+        loop {
+            let (other, one) = (others.next(), known.next());
+            if other.is_none() && one.is_none() {
+                return turn;
+            }
+            turn.extend(other.into_iter().chain(one));
+        }
     }
 
     fn of_databases(&self, most: usize, filesystem: &[Size]) -> Vec<Reading> {
@@ -343,7 +361,7 @@ const OPERATIONS: [(&str, &str); 6] = [
 const COMMAND_NOT_FOUND: i32 = 59;
 const FAILURES: usize = 3;
 /// How long sizes are asked for, of databases and of collections, each.
-const RATION: Duration = Duration::from_millis(100);
+const RATION: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
@@ -374,6 +392,17 @@ mod tests {
         // The server began anew: what it has done since is little, and not less than nothing.
         namespaces.take_totals(&totals(0, 5));
         assert!(busy(&namespaces, "a") >= 0.0);
+    }
+
+    #[test]
+    fn sizes_of_what_is_shown_and_not_known_come_first_and_then_everybody_in_turn() {
+        let mut namespaces = known(&["a", "b", "c", "d", "e"]);
+        let name = |name: &str| ("shop".to_owned(), name.to_owned());
+        for (of, look) in [("a", 3), ("b", 0), ("c", 5), ("d", 1), ("e", 0)] {
+            namespaces.collections.get_mut(&name(of)).unwrap().measured = look;
+        }
+        let turn = namespaces.whose_turn(&[name("a"), name("b")], vec![name("c"), name("d"), name("e")]);
+        assert_eq!(turn, ["b", "e", "a", "d", "c"].map(name));
     }
 
     #[test]
