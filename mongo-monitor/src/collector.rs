@@ -40,13 +40,13 @@ pub(crate) struct Collected {
     pub(crate) slow_operations: Vec<SlowOperation>,
     /// Why there is not all that there could be.
     pub(crate) lacking: Option<String>,
-    /// How long ago it was so.
-    pub(crate) age: Duration,
+    /// When it was so, where that is not just now.
+    pub(crate) at: Option<Duration>,
 }
 
 impl Collected {
     pub(crate) fn of(readings: Vec<Reading>) -> Self {
-        Self { epoch: None, readings, slow_operations: Vec::new(), lacking: None, age: Duration::ZERO }
+        Self { epoch: None, readings, slow_operations: Vec::new(), lacking: None, at: None }
     }
 }
 
@@ -203,7 +203,7 @@ impl Reader {
             }
         }
         readings.extend(self.host.iter().cloned());
-        Ok(Collected { epoch, lacking, age: now.saturating_sub(at), ..Collected::of(readings) })
+        Ok(Collected { epoch, lacking, at: Some(at.min(now)), ..Collected::of(readings) })
     }
 
     /// When what was read was so, by our own clock, and whether it is of another run than what was read before. It was asked for and read at these times, and `is_older` says whether

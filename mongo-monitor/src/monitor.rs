@@ -567,12 +567,12 @@ impl Shared {
             };
             let now = clock();
             let took = now.saturating_sub(begun);
-            let mut age = Duration::ZERO;
+            let mut at = None;
             let mut slow_operations = Vec::new();
             let (epoch, readings, failure) = match collected {
                 Ok(Ok(collected)) => {
                     slow_operations = collected.slow_operations;
-                    age = collected.age;
+                    at = collected.at;
                     (collected.epoch, Some(collected.readings), collected.lacking)
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::Unauthorized => {
@@ -589,7 +589,7 @@ impl Shared {
             let dropped = readings.len().saturating_sub(self.settings.series);
             readings.truncate(self.settings.series);
             let taken = DateTime::from_system_time(self.clock.wall());
-            let sample = Sample { taken, at: now.saturating_sub(age), epoch, readings };
+            let sample = Sample { taken, at: at.unwrap_or(now), epoch, readings };
             // Waiting for who does not answer costs him nothing.
             let cost = if has_answered { took } else { Duration::ZERO };
             let interval = collector.interval(&self.settings, cost);
