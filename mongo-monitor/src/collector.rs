@@ -42,11 +42,13 @@ pub(crate) struct Collected {
     pub(crate) lacking: Option<String>,
     /// When it was so, where that is not just now.
     pub(crate) at: Option<Duration>,
+    /// Whether the member has answered for it, instead of its having been there already.
+    pub(crate) is_answer: bool,
 }
 
 impl Collected {
     pub(crate) fn of(readings: Vec<Reading>) -> Self {
-        Self { epoch: None, readings, slow_operations: Vec::new(), lacking: None, at: None }
+        Self { epoch: None, readings, slow_operations: Vec::new(), lacking: None, at: None, is_answer: true }
     }
 }
 
@@ -183,10 +185,12 @@ impl Reader {
         let admin = asked.client.database("admin");
         let diagnostics = asked.diagnostics.read(asked.client, asked.settings.interval, asked.settings.deadline).await;
         let mut lacking = None;
-        let (epoch, mut readings) = match diagnostics.as_ref().map(|data| (data, data.get_document("serverStatus"))) {
+        let mut is_answer = true;
+        let (epoch, mut readings) = match diagnostics.as_ref().map(|(data, _)| (data, data.get_document("serverStatus"))) {
             Some((data, Ok(status))) => {
                 let (epoch, mut readings) = server_status::read(status);
                 readings.extend(server_status::of_machine(data));
+                is_answer = diagnostics.as_ref().is_some_and(|(_, has_asked)| *has_asked);
                 (epoch, readings)
             }
             _ => server_status::read(&admin.run_raw_command(server_status::command()).await?),
@@ -203,7 +207,7 @@ impl Reader {
             }
         }
         readings.extend(self.host.iter().cloned());
-        Ok(Collected { epoch, lacking, at: Some(at.min(now)), ..Collected::of(readings) })
+        Ok(Collected { epoch, lacking, at: Some(at.min(now)), is_answer, ..Collected::of(readings) })
     }
 
     /// When what was read was so, by our own clock, and whether it is of another run than what was read before. It was asked for and read at these times, and `is_older` says whether
@@ -227,17 +231,16 @@ impl Reader {
 
     async fn read_replica_set(&mut self, asked: &Asked<'_>) -> Result<Collected> {
         let diagnostics = asked.diagnostics.read(asked.client, asked.settings.interval, asked.settings.deadline).await;
-        if let Some(data) = diagnostics {
-            let Ok(status) = data.get_document("replSetGetStatus") else {
-                return Ok(Collected::of(Vec::new()));
-            };
+        if let Some((data, is_answer)) = diagnostics {
+            let nothing = || Ok(Collected { is_answer, ..Collected::of(Vec::new()) });
+            let Ok(status) = data.get_document("replSetGetStatus") else { return nothing() };
             // A set that has not been initiated has a status that says so.
-            let Ok(status) = ReplicaSetStatus::from_reply(status) else { return Ok(Collected::of(Vec::new())) };
+            let Ok(status) = ReplicaSetStatus::from_reply(status) else { return nothing() };
             let oplog = Oplog::of_diagnostics(&data);
             // Not every version tells its ends; arbiters have none.
             if oplog.is_whole() || !holds_data(&status) {
                 let delays = self.delays(asked.client, &status).await;
-                return Ok(Collected::of(replica_set::read(&status, &oplog, &delays)));
+                return Ok(Collected { is_answer, ..Collected::of(replica_set::read(&status, &oplog, &delays)) });
             }
         }
         let status = match asked.client.replica_set_status().await {

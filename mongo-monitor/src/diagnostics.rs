@@ -34,18 +34,18 @@ struct Last {
 }
 
 impl Diagnostics {
-    /// What was collected last, if there is any and it is of now. Collectors that ask within half of an interval get the same.
+    /// What was collected last, if there is any and it is of now, and whether the server has just been asked for it. Collectors that ask within half of an interval get the same.
     ///
     /// # Cancel safety
     /// Dropping the future forgets nothing.
-    pub(crate) async fn read(&self, client: &Client, interval: Duration, deadline: Duration) -> Option<Arc<Document>> {
+    pub(crate) async fn read(&self, client: &Client, interval: Duration, deadline: Duration) -> Option<(Arc<Document>, bool)> {
         let mut state = self.0.lock().await;
         let now = Instant::now();
         if state.unavailable.is_some_and(|until| now < until) {
             return None;
         }
         if let Some(last) = state.last.as_ref().filter(|last| now - last.asked < interval / 2) {
-            return state.has_gone_on.then(|| Arc::clone(&last.data));
+            return state.has_gone_on.then(|| (Arc::clone(&last.data), false));
         }
         let admin = client.database("admin");
         let asked = admin.run_command(doc! { "getDiagnosticData": 1 }).into_future();
@@ -62,7 +62,7 @@ impl Diagnostics {
         }
         let data = Arc::new(data);
         state.last = Some(Last { data: Arc::clone(&data), asked: now });
-        state.has_gone_on.then_some(data)
+        state.has_gone_on.then_some((data, true))
     }
 }
 

@@ -567,12 +567,12 @@ impl Shared {
             };
             let now = clock();
             let took = now.saturating_sub(begun);
-            let mut at = None;
+            let (mut at, mut is_answer) = (None, true);
             let mut slow_operations = Vec::new();
             let (epoch, readings, failure) = match collected {
                 Ok(Ok(collected)) => {
                     slow_operations = collected.slow_operations;
-                    at = collected.at;
+                    (at, is_answer) = (collected.at, collected.is_answer);
                     (collected.epoch, Some(collected.readings), collected.lacking)
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::Unauthorized => {
@@ -582,7 +582,7 @@ impl Shared {
                 Err(_) => (None, None, Some(format!("no answer within {deadline:?}"))),
             };
             let has_answered = readings.is_some();
-            if has_answered {
+            if has_answered && is_answer {
                 member.answered.send_replace(Some(Instant::now()));
             }
             let mut readings = readings.unwrap_or_else(|| collector.without_answer());

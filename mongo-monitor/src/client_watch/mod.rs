@@ -117,7 +117,7 @@ impl ClientWatch {
 
     /// Has clients that are made with these options watched. Handlers of events that stand in them are told as before.
     ///
-    /// A watch is for one client: of a second one that is made with the same options nothing is taken in while the first is there.
+    /// A watch is for one client: what a second one does that is made with the same options is mixed in, but for how it sees its servers, which is left out.
     pub fn attach(&self, options: &mut ClientOptions) {
         if self.with_operations {
             let shared = Arc::clone(&self.shared);
