@@ -231,38 +231,36 @@ impl Reader {
 
     async fn read_replica_set(&mut self, asked: &Asked<'_>) -> Result<Collected> {
         let diagnostics = asked.diagnostics.read(asked.client, asked.settings.interval, asked.settings.deadline).await;
-        if let Some((data, is_answer)) = diagnostics {
-            let nothing = || Ok(Collected { is_answer, ..Collected::of(Vec::new()) });
-            let Ok(status) = data.get_document("replSetGetStatus") else { return nothing() };
-            // A set that has not been initiated has a status that says so.
-            let Ok(status) = ReplicaSetStatus::from_reply(status) else { return nothing() };
-            let oplog = Oplog::of_diagnostics(&data);
-            // Not every version tells its ends; arbiters have none.
-            if oplog.is_whole() || !holds_data(&status) {
-                let delays = self.delays(asked.client, &status).await;
-                return Ok(Collected { is_answer, ..Collected::of(replica_set::read(&status, &oplog, &delays)) });
+        let (status, known, is_answer) = match diagnostics {
+            Some((data, is_answer)) => {
+                let status =
+                    data.get_document("replSetGetStatus").ok().and_then(|status| ReplicaSetStatus::from_reply(status).ok());
+                // A server by itself has none, nor one whose set has not been initiated.
+                let Some(status) = status else { return Ok(Collected { is_answer, ..Collected::of(Vec::new()) }) };
+                (status, Oplog::of_diagnostics(&data), is_answer)
             }
-        }
-        let status = match asked.client.replica_set_status().await {
-            Ok(status) => status,
-            // A standalone server has none, and that is in order.
-            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NotFound) => {
-                return Ok(Collected::of(Vec::new()));
-            }
-            // A router has none either, and says so in words alone.
-            Err(_) if is_router(asked.client).await => return Ok(Collected::of(Vec::new())),
-            Err(error) => return Err(error),
+            None => match asked.client.replica_set_status().await {
+                Ok(status) => (status, Oplog::default(), true),
+                // The same, in words.
+                Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NotFound) => {
+                    return Ok(Collected::of(Vec::new()));
+                }
+                // A router has none either, and says so in words alone.
+                Err(_) if is_router(asked.client).await => return Ok(Collected::of(Vec::new())),
+                Err(error) => return Err(error),
+            },
         };
         // Arbiters have no oplog, and it may not be for everybody to read.
-        let (oplog, lacking) = match holds_data(&status) {
-            false => (Oplog::default(), None),
+        let (oplog, lacking) = match holds_data(&status) && !known.is_whole() {
+            false => (known, None),
+            // Before 6.0 a server does not collect its ends.
             true => match self.oplog(asked.client).await {
                 Ok(oplog) => (oplog, None),
                 Err(error) => (Oplog::default(), Some(format!("the oplog cannot be read: {}", error.report()))),
             },
         };
         let delays = self.delays(asked.client, &status).await;
-        Ok(Collected { lacking, ..Collected::of(replica_set::read(&status, &oplog, &delays)) })
+        Ok(Collected { lacking, is_answer, ..Collected::of(replica_set::read(&status, &oplog, &delays)) })
     }
 
     /// By how much members are to be behind, by a configuration that is read when there is a new one. Where it may not be read, nobody is to.

@@ -152,3 +152,64 @@ const STATES: [MemberState; 10] = [
     MemberState::Rollback,
     MemberState::Removed,
 ];
+
+#[cfg(test)]
+mod tests {
+    use mongo_core::bson::Bson;
+
+    use super::*;
+
+    /// Answers of real primaries, as they came: of a set of three of which one has just been killed.
+    fn fixture(version: &str) -> ReplicaSetStatus {
+        let path = format!("{}/fixtures/replica_set_status_{version}.json", env!("CARGO_MANIFEST_DIR"));
+        let value: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let Bson::Document(document) = Bson::try_from(value).unwrap() else { unreachable!() };
+        ReplicaSetStatus::from_reply(&document).unwrap()
+    }
+
+    #[test]
+    fn every_version_tells_states_and_lag_and_of_who_is_dead_nothing_but_that() {
+        for version in ["4.4", "5.0", "6.0"] {
+            let status = fixture(version);
+            let hosts: Vec<&str> = status.members.iter().map(|member| &*member.host).collect();
+            let [_, alive, dead] = hosts[..] else { panic!("{hosts:?}") };
+            let size = OplogSize { used_bytes: Some(95.0), max_bytes: Some(100.0) };
+            let oplog = Oplog { window: Some(Duration::from_secs(100)), size };
+            let delays = Delays::from([(alive.to_owned(), Duration::from_secs(3600))]);
+            let readings = read(&status, &oplog, &delays);
+            let number = |name: &str, labels: &[&str]| {
+                let found = readings.iter().find(|of| of.metric.name == name && of.labels.iter().eq(labels.iter()));
+                found.map(Reading::as_number)
+            };
+            assert_eq!(number("mongodb_member_state", &["PRIMARY"]), Some(1.0), "{version}");
+            assert!(number("mongodb_replica_term", &[]).is_some_and(|term| term >= 1.0), "{version}");
+            assert!(number("mongodb_replica_majority_lag_seconds", &[]).is_some_and(|lag| lag < 60.0), "{version}");
+            assert!(number("mongodb_replica_durable_lag_seconds", &[]).is_some_and(|lag| lag < 60.0), "{version}");
+            let health = |host: &str| number("mongodb_replica_member_health", &[host]);
+            assert_eq!((health(alive), health(dead)), (Some(1.0), Some(0.0)), "{version}");
+            let lag = number("mongodb_replica_lag_seconds", &[alive]).unwrap();
+            assert!(lag < 60.0, "{version}");
+            assert_eq!(number("mongodb_replica_lag_beyond_delay_seconds", &[alive]), Some(0.0), "{version}");
+            assert_eq!(number("mongodb_replication_headroom_seconds", &[alive]), Some(100.0 - lag), "{version}");
+            assert!(number("mongodb_replica_heartbeat_age_seconds", &[alive]).is_some(), "{version}");
+            for name in
+                ["mongodb_replica_lag_seconds", "mongodb_replica_lag_writes_seconds", "mongodb_replication_headroom_seconds"]
+            {
+                assert_eq!(number(name, &[dead]), None, "{version}: {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn headroom_is_told_once_the_oplog_is_full_and_the_size_is_found_where_each_version_has_it() {
+        use mongo_core::bson::doc;
+        let flat = OplogSize::of(&doc! { "size": 5, "maxSize": 100_i64 });
+        let nested = OplogSize::of(&doc! { "storageStats": { "size": 5.0, "maxSize": 100 } });
+        assert_eq!((flat.used_bytes, flat.max_bytes), (Some(5.0), Some(100.0)));
+        assert_eq!((nested.used_bytes, nested.max_bytes), (Some(5.0), Some(100.0)));
+        let young = Oplog { window: Some(Duration::from_secs(100)), size: flat };
+        let readings = read(&fixture("6.0"), &young, &Delays::new());
+        assert!(readings.iter().all(|of| of.metric.name != "mongodb_replication_headroom_seconds"));
+        assert!(readings.iter().any(|of| of.metric.name == "mongodb_oplog_window_seconds"));
+    }
+}
