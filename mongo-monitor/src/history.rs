@@ -70,6 +70,10 @@ impl History {
     /// Takes a sample in. One that is not newer than the last, as by a late answer, is left out.
     pub(crate) fn record(&mut self, sample: &Sample) {
         if let Some(epoch) = sample.epoch {
+            // What a server had collected may be a little older than what it was asked for last.
+            if self.run.0.is_some_and(|(_, at)| sample.at <= at) {
+                return;
+            }
             let goes_on = |(before, at): (Epoch, Duration)| epoch.goes_on_from(&before, sample.at.saturating_sub(at));
             if self.run.0.is_some_and(|before| !goes_on(before)) {
                 self.run.1 += 1;
@@ -247,6 +251,16 @@ mod tests {
         history.record(&sample(1010, 1009, 500.0));
         let summary = rate(&history, 100).unwrap();
         assert_eq!((summary.rate, summary.has_gap), (None, true));
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_known_is_left_out_and_is_no_restart() {
+        let mut history = History::new(Duration::from_secs(100));
+        for (seconds, requests) in [(1000, 10.0), (1010, 110.0), (1009, 100.0), (1020, 210.0)] {
+            history.record(&sample(seconds, 0, requests));
+        }
+        let summary = rate(&history, 100).unwrap();
+        assert_eq!((summary.rate, summary.has_gap, summary.readings), (Some(10.0), false, 3));
     }
 
     #[test]

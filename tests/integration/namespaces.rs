@@ -42,7 +42,10 @@ async fn sizes_and_uses_of_collections_and_indexes_are_those_of_the_server() {
     let monitor = watching(&server, 10).await;
     let number = |view: &View, name: &str, labels: &[&str]| view.members[0].number(name, labels);
     let view = until(&monitor, "the index has been used", |view| {
+        // A look asks for as much as it has time for.
         number(view, "mongodb_index_accesses_total", &["shop", "orders", "n_1"]) == Some(7.0)
+            && number(view, "mongodb_stored_documents", &[]).is_some()
+            && number(view, "mongodb_collection_documents", &["shop", "orders"]).is_some()
     })
     .await;
     assert_eq!(number(&view, "mongodb_collection_documents", &["shop", "orders"]), Some(500.0));
