@@ -209,6 +209,7 @@ impl History {
 
 /// How many points are drawn of a series.
 const DRAWN: u32 = 150;
+
 #[cfg(test)]
 mod tests {
     use mongo_core::bson::DateTime;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::{
     collector::{Collected, number},
     monitor::MonitorSettings,
-    reading::{Reading, reading},
+    reading::{self, Reading, reading},
 };
 
 /// What is known of the databases and collections of a member.
@@ -95,8 +95,7 @@ impl Namespaces {
                 Err(_) => {}
             }
         }
-        let position = |reading: &Reading| crate::METRICS.iter().position(|metric| metric == reading.metric);
-        readings.sort_by_cached_key(position);
+        reading::sort(&mut readings);
         Ok(Collected { lacking: failures.told(), ..Collected::of(readings) })
     }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 use mongo_core::bson::DateTime;
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use crate::{metric::Metric, table::metric};
+use crate::{
+    metric::Metric,
+    table::{METRICS, metric},
+};
 
 /// One value of a metric.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -71,6 +74,11 @@ impl Reading {
 /// A reading of a number of the metric of a name. All names that are asked for stand in the table.
 pub(crate) fn reading(name: &str, labels: &[&str], value: f64) -> Option<Reading> {
     Some(Reading::number(metric(name)?, labels.iter().map(|label| (*label).to_owned()).collect(), value))
+}
+
+/// Puts readings into the order of the table.
+pub(crate) fn sort(readings: &mut [Reading]) {
+    readings.sort_by_cached_key(|reading| METRICS.iter().position(|metric| metric == reading.metric));
 }
 
 /// Which run of a process readings are of. Counters begin anew with each.

@@ -9,7 +9,7 @@ use mongo_core::{
 
 use crate::{
     collector::number,
-    reading::{Reading, reading},
+    reading::{self, Reading, reading},
 };
 
 /// A member's oplog.
@@ -121,8 +121,7 @@ pub(crate) fn read(status: &ReplicaSetStatus, oplog: &Oplog, delays: &Delays) ->
             push("mongodb_oplog_bytes", Some(kind), bytes);
         }
     }
-    let position = |reading: &Reading| crate::METRICS.iter().position(|metric| metric == reading.metric);
-    readings.sort_by_cached_key(position);
+    reading::sort(&mut readings);
     readings
 }
 

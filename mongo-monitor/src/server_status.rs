@@ -209,7 +209,6 @@ const SECTIONS: &[&str] = &[
     "indexBulkBuilder",
     "indexStats",
     "internalTransactions",
-    "Instance Information",
     "locks",
     "logicalSessionRecordCache",
     "mem",

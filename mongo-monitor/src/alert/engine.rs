@@ -216,7 +216,11 @@ impl Readings for Shown<'_> {
     }
 
     fn is_whole(&self, member: &str, quantity: &Quantity) -> bool {
-        self.monitor.is_read_whole(member, &quantity.metric)
+        // A series that is read and has no rate yet, as after a restart of either side, has not ended.
+        let has_series = quantity.metric().zip(quantity.rate()).is_some_and(|(metric, last)| {
+            !self.monitor.current(member, metric, last, |labels| quantity.covers(metric, labels)).is_empty()
+        });
+        !has_series && self.monitor.is_read_whole(member, &quantity.metric)
     }
 
     fn has_all_members(&self) -> bool {

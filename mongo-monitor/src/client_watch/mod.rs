@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use self::{commands::Commands, pools::Pools, topology::TopologyWatch};
 use crate::{
     failover::{FailoverEvent, FailoverSink, Moment},
-    reading::Reading,
+    reading::{self, Reading},
 };
 
 /// Watches a client from within: how long its operations take and what becomes of them, how its pools of connections fare, and how its deployment
@@ -162,8 +162,7 @@ impl ClientWatch {
         let mut readings = lock(&self.shared.commands).readings();
         readings.extend(lock(&self.shared.pools).readings());
         readings.extend(lock(&self.shared.topology).readings());
-        let position = |reading: &Reading| crate::METRICS.iter().position(|metric| metric == reading.metric);
-        readings.sort_by_cached_key(position);
+        reading::sort(&mut readings);
         readings
     }
 }
