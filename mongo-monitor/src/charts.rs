@@ -42,7 +42,7 @@ enum Shows {
     Only(&'static str, &'static str),
     /// Each divided by the series with this value of the label by which lines differ.
     ShareOf(&'static str),
-    /// Each divided by the same series of another metric, which was read at the same times.
+    /// Each divided by the same series of another metric, where both were read at once.
     Per(&'static str),
 }
 
@@ -93,12 +93,7 @@ impl Plan {
                         let Some((_, _, whole)) = per.iter().find(|(other, of, _)| *other == member && of == labels) else {
                             continue;
                         };
-                        let ratio = |(points, whole): (&Point, &Point)| {
-                            let value =
-                                points.1.zip(whole.1).filter(|(_, whole)| *whole > 0.0).map(|(value, whole)| value / whole);
-                            (points.0, value)
-                        };
-                        points.iter().zip(whole).map(ratio).collect()
+                        points.iter().map(|point| ratio(point, whole)).collect()
                     }
                     _ => points.clone(),
                 };
@@ -107,6 +102,12 @@ impl Plan {
         }
         Chart { id: self.id, title: self.title, unit: self.unit, lines }
     }
+}
+
+/// A point divided by that of another series at the same time, of which the points are in order.
+fn ratio((at, value): &Point, whole: &[Point]) -> Point {
+    let same = whole.binary_search_by(|(other, _)| other.total_cmp(at)).ok().and_then(|position| whole.get(position)?.1);
+    (*at, value.zip(same).filter(|(_, whole)| *whole > 0.0).map(|(value, whole)| value / whole))
 }
 
 const PLANS: &[Plan] = &[
@@ -183,3 +184,16 @@ const PLANS: &[Plan] = &[
         shows: Shows::Only("kind", "resident"),
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_read_at_the_same_time_is_divided_by_nothing() {
+        let whole = [(-30.0, Some(4.0)), (-20.0, None), (-10.0, Some(0.0)), (0.0, Some(5.0))];
+        let divided: Vec<_> = [-30.0, -25.0, -20.0, -10.0, 0.0].map(|at| ratio(&(at, Some(10.0)), &whole).1).to_vec();
+        assert_eq!(divided, [Some(2.5), None, None, None, Some(2.0)]);
+        assert_eq!(ratio(&(-30.0, None), &whole), (-30.0, None));
+    }
+}

@@ -101,26 +101,31 @@ impl History {
     /// `None` if it was not read in it.
     pub(crate) fn summary(&self, metric: &Metric, labels: &[&str], last: Duration) -> Option<Summary> {
         let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-        let points = self.series.get(&(metric.name, labels))?;
+        self.summary_of(metric, self.series.get(&(metric.name, labels))?, last)
+    }
+
+    fn summary_of(&self, metric: &Metric, points: &VecDeque<Kept>, last: Duration) -> Option<Summary> {
         let from = self.newest.saturating_sub(last);
-        let within: Vec<Kept> = points.iter().copied().filter(|point| point.at >= from).collect();
-        let newest = within.last()?;
-        let values = || within.iter().map(|point| point.value);
+        // They are in the order of time.
+        let begin = points.partition_point(|point| point.at < from);
+        let within = || points.range(begin..);
+        let newest = points.back().filter(|_| begin < points.len())?;
+        let values = || within().map(|point| point.value);
+        let readings = points.len() - begin;
         let mut summary = Summary {
             min: values().fold(f64::INFINITY, f64::min),
             max: values().fold(f64::NEG_INFINITY, f64::max),
             #[expect(clippy::cast_precision_loss, reason = "some thousands of readings")]
-            mean: values().sum::<f64>() / within.len() as f64,
+            mean: values().sum::<f64>() / readings as f64,
             last: newest.value,
-            readings: within.len(),
+            readings,
             rate: None,
             known_seconds: 0.0,
             has_gap: false,
         };
         if matches!(metric.kind, Kind::Counter | Kind::Histogram) {
             let (mut grown, mut known) = (0.0, Duration::ZERO);
-            for pair in within.windows(2) {
-                let [before, now] = pair else { continue };
+            for (before, now) in within().zip(within().skip(1)) {
                 // A counter that is smaller than it was, was reset: without its having said so when there is no epoch.
                 if before.run != now.run || now.value < before.value {
                     summary.has_gap = true;
@@ -187,21 +192,16 @@ impl History {
         let series = self.series.iter().filter(|((name, labels), points)| {
             *name == metric.name && is_wanted(labels) && points.back().is_some_and(|point| point.at >= since)
         });
-        let summary = |labels: &[String]| {
-            let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-            self.summary(metric, &labels, last)
-        };
-        series.filter_map(|((_, labels), _)| Some((labels.clone(), summary(labels)?))).collect()
+        series.filter_map(|((_, labels), points)| Some((labels.clone(), self.summary_of(metric, points, last)?))).collect()
     }
 
     /// What every series was over the newest while of a length.
     pub(crate) fn summaries(&self, last: Duration) -> Vec<(&'static Metric, Vec<String>, Summary)> {
-        let summary = |(name, labels): &Key| {
+        let summary = |((name, labels), points): (&Key, &VecDeque<Kept>)| {
             let metric = metric(name)?;
-            let borrowed: Vec<&str> = labels.iter().map(String::as_str).collect();
-            Some((metric, labels.clone(), self.summary(metric, &borrowed, last)?))
+            Some((metric, labels.clone(), self.summary_of(metric, points, last)?))
         };
-        let mut summaries: Vec<_> = self.series.keys().filter_map(summary).collect();
+        let mut summaries: Vec<_> = self.series.iter().filter_map(summary).collect();
         summaries.sort_by(|(a, labels, _), (b, others, _)| (a.name, labels).cmp(&(b.name, others)));
         summaries
     }

@@ -13,6 +13,8 @@ mod failover;
 mod history;
 #[cfg(feature = "http")]
 mod http;
+mod lacking;
+mod lock;
 mod member;
 mod metric;
 mod monitor;

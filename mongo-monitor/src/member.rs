@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use crate::{
     current_operations::SlowOperation,
     diagnostics::Diagnostics,
     history::History,
+    lock::lock,
     monitor::{CollectorView, MemberView, MonitorSettings},
     reading::{Reading, Sample, reading},
     replica_set,
@@ -210,8 +211,4 @@ impl Slot {
     fn fresh(&self, now: Duration) -> Option<&Sample> {
         self.sample.as_ref().filter(|sample| now.saturating_sub(sample.at) <= self.stale_after)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 /// A metric as the [table](crate::METRICS) declares it. Names, units and labels do not change with the server's version.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Metric {
     /// Its name, which ends with the unit, and for counters with `_total`.
@@ -78,7 +78,7 @@ impl Unit {
 }
 
 /// Where the readings of a metric come from.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Source {
     /// Fields of `serverStatus`.
     ServerStatus(&'static [Field]),
@@ -91,7 +91,7 @@ pub(crate) enum Source {
 }
 
 /// A field, or all that a pattern finds.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Field {
     /// Names separated by dots. `*` stands for any name, which becomes the value of a label.
     pub(crate) path: &'static str,

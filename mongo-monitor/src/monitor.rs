@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -31,6 +31,7 @@ use crate::{
     export::Export,
     failover::{FailoverEvent, FailoverSink},
     history::{Point, Summary},
+    lock::lock,
     member::{Member, Taken},
     metric::Metric,
     reading::{Reading, Sample},
@@ -612,7 +613,3 @@ fn unharmed(what: &'static str, call: impl FnOnce()) {
 }
 
 const LONGEST: Duration = Duration::from_secs(366 * 86_400);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

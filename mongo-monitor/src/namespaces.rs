@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     collector::{Collected, number},
+    lacking::Lacking,
     monitor::MonitorSettings,
     reading::{self, Reading, reading},
 };
@@ -71,7 +72,7 @@ impl Namespaces {
     /// What is known stays, and is a mixture of older and newer.
     pub(crate) async fn read(&mut self, client: &Client, settings: &MonitorSettings) -> Result<Collected> {
         self.look_who_is_there(client, settings.deadline).await?;
-        let mut failures = Failures::default();
+        let mut lacking = Lacking::default();
         let is_router = match top(client, settings.deadline).await {
             Ok(totals) => {
                 self.take_totals(&totals);
@@ -80,23 +81,23 @@ impl Namespaces {
             // A router has none, and of a collection it has one size for each shard: those are told by shard.
             Err(error) if error.server_code() == Some(COMMAND_NOT_FOUND) => true,
             Err(error) => {
-                failures.0.push(format!("who is busiest is not known: {}", error.report()));
+                lacking.note("which collections are busiest", &error);
                 false
             }
         };
-        let filesystem = self.measure_databases(client, settings, &mut failures).await;
-        let shown = if is_router { Vec::new() } else { self.measure_collections(client, settings, &mut failures).await };
+        let filesystem = self.measure_databases(client, settings, &mut lacking).await;
+        let shown = if is_router { Vec::new() } else { self.measure_collections(client, settings, &mut lacking).await };
         let mut readings = self.of_databases(settings.namespaces, &filesystem);
         readings.extend(self.of_collections(&shown));
         for name in &shown {
             match index_uses(client, name, settings.deadline).await {
                 Ok(uses) => readings.extend(uses),
-                Err(error) if failures.is_enough(&format!("{}.{}", name.0, name.1), &error) => break,
+                Err(error) if lacking.is_enough(&format!("indexes of {}.{}", name.0, name.1), &error) => break,
                 Err(_) => {}
             }
         }
         reading::sort(&mut readings);
-        Ok(Collected { lacking: failures.told(), ..Collected::of(readings) })
+        Ok(Collected { lacking: lacking.told(), ..Collected::of(readings) })
     }
 
     async fn look_who_is_there(&mut self, client: &Client, deadline: Duration) -> Result<()> {
@@ -144,7 +145,7 @@ impl Namespaces {
     }
 
     /// The sizes of the databases whose turn it is; gives that of the file system.
-    async fn measure_databases(&mut self, client: &Client, settings: &MonitorSettings, failures: &mut Failures) -> Vec<Size> {
+    async fn measure_databases(&mut self, client: &Client, settings: &MonitorSettings, lacking: &mut Lacking) -> Vec<Size> {
         let turn = in_turn(self.databases.keys(), self.next_database.as_ref());
         let (begun, mut filesystem) = (Instant::now(), Vec::new());
         for name in turn {
@@ -153,8 +154,7 @@ impl Namespaces {
             self.next_database = Some(name.clone());
             let stats = match within(settings.deadline, asked.into_future()).await {
                 Ok(stats) => stats,
-                Err(error) if error.kind() == ErrorKind::Unauthorized => continue,
-                Err(error) if failures.is_enough(&name, &error) => break,
+                Err(error) if lacking.is_enough(&name, &error) => break,
                 Err(_) => continue,
             };
             let database = self.databases.entry(name.clone()).or_default();
@@ -169,7 +169,7 @@ impl Namespaces {
     }
 
     /// The sizes of the collections that are shown and of those whose turn it is; gives the former.
-    async fn measure_collections(&mut self, client: &Client, settings: &MonitorSettings, failures: &mut Failures) -> Vec<Name> {
+    async fn measure_collections(&mut self, client: &Client, settings: &MonitorSettings, lacking: &mut Lacking) -> Vec<Name> {
         let mut order: Vec<&Name> = self.collections.keys().collect();
         order.sort_by(|one, other| {
             let (one, other) = (&self.collections[*one], &self.collections[*other]);
@@ -192,9 +192,9 @@ impl Namespaces {
             ];
             let stats = match first(client, name, stages, settings.deadline).await {
                 Ok(stats) => stats,
-                // It was dropped, or is not for us to see.
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthorized) => continue,
-                Err(error) if failures.is_enough(&format!("{}.{}", name.0, name.1), &error) => break,
+                // It was dropped.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) if lacking.is_enough(&format!("{}.{}", name.0, name.1), &error) => break,
                 Err(_) => continue,
             };
             let Some(collection) = self.collections.get_mut(name) else { continue };
@@ -268,22 +268,6 @@ impl Namespaces {
     }
 }
 
-/// What could not be read. One that cannot, as while it is locked, must not hide the others; but each may take as long as a command may take.
-#[derive(Default)]
-struct Failures(Vec<String>);
-
-impl Failures {
-    /// Takes one in, and says whether there have been so many that no more is tried.
-    fn is_enough(&mut self, name: &str, error: &mongo_core::Error) -> bool {
-        self.0.push(format!("{name} cannot be read: {}", error.report()));
-        self.0.len() >= FAILURES
-    }
-
-    fn told(&self) -> Option<String> {
-        (!self.0.is_empty()).then(|| self.0.join("; "))
-    }
-}
-
 /// What the server did with each collection since it was started.
 async fn top(client: &Client, deadline: Duration) -> Result<Document> {
     let admin = client.database("admin");
@@ -310,7 +294,7 @@ async fn index_uses(client: &Client, name: &Name, deadline: Duration) -> Result<
         Ok(readings)
     };
     match within(deadline, listed).await {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthorized) => Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         read => read,
     }
 }
@@ -358,7 +342,6 @@ const OPERATIONS: [(&str, &str); 6] = [
     ("commands", "command"),
 ];
 const COMMAND_NOT_FOUND: i32 = 59;
-const FAILURES: usize = 3;
 /// How long sizes are asked for, of databases and of collections, each.
 const RATION: Duration = Duration::from_millis(10);
 

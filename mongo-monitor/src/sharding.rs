@@ -3,25 +3,49 @@
 use std::collections::BTreeMap;
 
 use mongo_core::{
-    Result,
+    Error, Result,
     bson::{Bson, Document, doc},
     mongodb::Client,
 };
 
 use crate::{
     collector::{Collected, number},
-    reading::{Reading, reading},
+    lacking::Lacking,
+    reading::{self, Reading, reading},
 };
 
-/// Asks a router; of who is none there is nothing to tell.
+/// Asks a router; of who is none there is nothing to tell. What it does not answer hides nothing else.
 pub(crate) async fn read(client: &Client) -> Result<Collected> {
     let admin = client.database("admin");
     if admin.run_command(doc! { "hello": 1 }).await?.get_str("msg").ok() != Some("isdbgrid") {
         return Ok(Collected::of(Vec::new()));
     }
-    let mut readings = of_balancer(&admin.run_command(doc! { "balancerStatus": 1 }).await?);
-    readings.extend(of_shards(&admin.run_command(doc! { "listShards": 1 }).await?));
-    readings.extend(of_connections(&admin.run_command(doc! { "connPoolStats": 1 }).await?));
+    let (mut readings, mut lacking) = (Vec::new(), Lacking::default());
+    let commands: [(&str, fn(&Document) -> Vec<Reading>); 3] =
+        [("balancerStatus", of_balancer), ("listShards", of_shards), ("connPoolStats", of_connections)];
+    for (command, read) in commands {
+        match admin.run_command(doc! { command: 1 }).await.map_err(Error::from) {
+            Ok(answer) => readings.extend(read(&answer)),
+            Err(error) if lacking.is_enough(command, &error) => {
+                return Ok(Collected { lacking: lacking.told(), ..Collected::of(readings) });
+            }
+            Err(_) => {}
+        }
+    }
+    match chunks_of_shards(client).await {
+        Ok(counts) => readings.extend(of_chunks(&counts)),
+        Err(error) => lacking.note("config.chunks", &error),
+    }
+    match documents_of_shards(client, &mut lacking).await {
+        Ok(documents) => readings.extend(documents),
+        Err(error) => lacking.note("the list of databases", &error),
+    }
+    reading::sort(&mut readings);
+    Ok(Collected { lacking: lacking.told(), ..Collected::of(readings) })
+}
+
+/// Counts the chunks of each shard.
+async fn chunks_of_shards(client: &Client) -> Result<Vec<Document>> {
     let chunks = client.database("config").collection::<Document>("chunks");
     let stages = [doc! { "$group": {
         "_id": "$shard",
@@ -33,13 +57,25 @@ pub(crate) async fn read(client: &Client) -> Result<Collected> {
     while cursor.advance().await? {
         counts.push(cursor.deserialize_current()?);
     }
-    readings.extend(of_chunks(&counts));
+    Ok(counts)
+}
+
+/// Counts the documents of each shard. Where one database cannot be read no sum is right, so there is none.
+async fn documents_of_shards(client: &Client, lacking: &mut Lacking) -> Result<Vec<Reading>> {
     let mut stats = Vec::new();
+    let mut is_whole = true;
     for name in client.list_database_names().await? {
-        stats.push(client.database(&name).run_command(doc! { "dbStats": 1 }).await?);
+        match client.database(&name).run_command(doc! { "dbStats": 1 }).await.map_err(Error::from) {
+            Ok(answer) => stats.push(answer),
+            Err(error) => {
+                is_whole = false;
+                if lacking.is_enough(&name, &error) {
+                    break;
+                }
+            }
+        }
     }
-    readings.extend(of_documents(&stats));
-    Ok(Collected::of(readings))
+    Ok(if is_whole { of_documents(&stats) } else { Vec::new() })
 }
 
 /// An answer of `balancerStatus`.

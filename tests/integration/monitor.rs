@@ -1,14 +1,14 @@
 //! M1, M3, M7: sampling the members of a replica set, and what comes of one that hangs, restarts, refuses or may not be asked.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mongo_core::{
     ConnectOptions,
     bson::{Document, doc},
 };
 use mongo_monitor::{
-    Alert, AlertPhase, Alerts, Expression, METRICS, MemberView, Monitor, MonitorSettings, Quantity, Rule, Severity, Threshold,
-    View, default_rules,
+    Alert, AlertPhase, AlertSink, Alerts, CollectingSink, Expression, METRICS, MemberView, Monitor, MonitorSettings, Quantity,
+    Rule, Severity, Threshold, View, default_rules,
 };
 use mongo_testkit::TestDeployment;
 
@@ -146,6 +146,35 @@ async fn a_restart_is_a_gap_in_a_rate() {
     monitor.stop().await;
 }
 
+/// After a restart a rate is not known until there are two readings of the new run: that is no reason to tell that all is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_on_a_rate_is_not_resolved_by_a_restart() {
+    let server = TestDeployment::replica_set(1).start().await.unwrap();
+    let host = server.member(0).host_port();
+    let monitor = watching(&server).await;
+    // The monitor itself asks, so there are always requests.
+    let requests = Quantity::of("mongodb_network_requests_total").rate_over(4);
+    let rule = Rule::new("requests", Severity::Warning, Expression::Each(requests), Threshold::Above(0.0), "somebody asks");
+    let sink = Arc::new(CollectingSink::default());
+    monitor.alert(Alerts::new(vec![rule]).unwrap().with_sink(Arc::clone(&sink) as Arc<dyn AlertSink>));
+    let fires = |monitor: &Monitor| monitor.alerts().iter().any(|alert| alert.phase == AlertPhase::Firing && alert.has_data);
+    until(&monitor, "it fires", |_| fires(&monitor)).await;
+    server.member(0).kill().unwrap();
+    until(&monitor, "it has no data", |_| monitor.alerts().iter().all(|alert| !alert.has_data)).await;
+    let before = monitor.summary(&host, "mongodb_network_requests_total", &[], Duration::from_secs(600)).unwrap().readings;
+    server.member(0).restart().await.unwrap();
+    let readings = |monitor: &Monitor| {
+        monitor
+            .summary(&host, "mongodb_network_requests_total", &[], Duration::from_secs(600))
+            .map_or(0, |summary| summary.readings)
+    };
+    until(&monitor, "it is read again", |_| readings(&monitor) > before).await;
+    until(&monitor, "it fires with a rate of the new run", |_| fires(&monitor)).await;
+    let told: Vec<AlertPhase> = sink.take().iter().map(|alert| alert.phase).collect();
+    assert_eq!(told, [AlertPhase::Firing], "once, and never as resolved");
+    monitor.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_server_refuses_is_named_and_the_rest_is_shown() {
     let server = TestDeployment::replica_set(1).start().await.unwrap();
@@ -178,7 +207,7 @@ async fn whoever_may_not_see_the_statistics_sees_who_is_up() {
     assert_eq!(only.number("mongodb_up", &[]), Some(1.0));
     // Also who may not see the status learns who takes writes.
     assert_eq!(view.primary().map(|member| &member.host), Some(&only.host));
-    for name in ["server_status", "replica_set", "current_operations"] {
+    for name in ["server_status", "replica_set", "current_operations", "namespaces"] {
         let failure = collector(only, name).failure.clone().unwrap();
         assert!(failure.contains("clusterMonitor") && !failure.contains("secret-word"), "{failure}");
     }
@@ -351,13 +380,13 @@ async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_readiness_follow_a_set_that_loses_its_primary_and_its_life() {
     let server = TestDeployment::replica_set(3).start().await.unwrap();
-    let monitor = std::sync::Arc::new(watching(&server).await);
+    let monitor = Arc::new(watching(&server).await);
     let up = Expression::Each(Quantity::of("mongodb_up"));
     let down = Rule::new("down", Severity::Critical, up, Threshold::Below(0.5), "look at it");
     monitor.alert(Alerts::new(vec![down]).unwrap());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = mongo_monitor::router(std::sync::Arc::clone(&monitor));
+    let router = mongo_monitor::router(Arc::clone(&monitor));
     let serving = tokio::spawn(async move { axum::serve(listener, router).await });
     // Asks until the answer is as expected.
     let until = async |path: &str, is_so: &dyn Fn(u16, &serde_json::Value) -> bool| {

@@ -8,7 +8,7 @@ mod topology;
 use std::{
     collections::{BTreeSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use mongo_core::{
@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use self::{commands::Commands, pools::Pools, topology::TopologyWatch};
 use crate::{
     failover::{FailoverEvent, FailoverSink, Moment},
+    lock::lock,
     reading::{self, Reading},
 };
 
@@ -209,10 +210,6 @@ fn beside<T: Clone + Send + Sync + 'static>(
             None => {}
         }
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const EVENTS: usize = 256;
