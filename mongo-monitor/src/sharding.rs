@@ -21,7 +21,7 @@ pub(crate) async fn read(client: &Client) -> Result<Collected> {
         return Ok(Collected::of(Vec::new()));
     }
     let (mut readings, mut lacking) = (Vec::new(), Lacking::default());
-    let commands: [(&str, fn(&Document) -> Vec<Reading>); 3] =
+    let commands: [(&str, Read); 3] =
         [("balancerStatus", of_balancer), ("listShards", of_shards), ("connPoolStats", of_connections)];
     for (command, read) in commands {
         match admin.run_command(doc! { command: 1 }).await.map_err(Error::from) {
@@ -43,6 +43,9 @@ pub(crate) async fn read(client: &Client) -> Result<Collected> {
     reading::sort(&mut readings);
     Ok(Collected { lacking: lacking.told(), ..Collected::of(readings) })
 }
+
+/// What is read of an answer.
+type Read = fn(&Document) -> Vec<Reading>;
 
 /// Counts the chunks of each shard.
 async fn chunks_of_shards(client: &Client) -> Result<Vec<Document>> {

@@ -7,7 +7,7 @@ use mongo_core::{
 use mongo_monitor::ClusterView;
 use mongo_testkit::{ScriptedServer, TestDeployment};
 
-use crate::monitor::{start, until, watching};
+use crate::monitor::{collector, start, until, watching};
 
 /// What a router answers, in the form of the server's documentation. There is no router where these tests run.
 fn router(command: &Document) -> Document {
@@ -61,6 +61,25 @@ async fn a_router_shows_its_shards() {
         text.contains("mongodb_shard_state{server=") && text.contains("shard=\"a\",mongodb_shard_state=\"active\"} 1.0"),
         "{text}"
     );
+    monitor.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_router_does_not_answer_is_named_and_hides_nothing_else() {
+    let script = |command: &Document| match command.keys().next().map(String::as_str) {
+        Some("listShards") => doc! { "ok": 0.0, "code": 13, "codeName": "Unauthorized", "errmsg": "not authorized" },
+        Some("dbStats") => doc! { "ok": 0.0, "code": 8000, "codeName": "AtlasError", "errmsg": "a shard does not answer" },
+        _ => router(command),
+    };
+    let server = ScriptedServer::start(script).await.unwrap();
+    let monitor = start(ConnectOptions::from_uri(format!("mongodb://{}", server.address())).unwrap()).await;
+    let view = until(&monitor, "the rest is shown", |view| view.members[0].number("mongodb_chunks", &["b"]) == Some(6.0)).await;
+    let number = |name: &str, labels: &[&str]| view.members[0].number(name, labels);
+    assert_eq!(number("mongodb_shard_member_up", &["b", "h:2"]), Some(0.0));
+    // What was not told is absent, and a sum without one of its parts is none.
+    assert_eq!((number("mongodb_shard_state", &["a", "active"]), number("mongodb_shard_documents", &["a"])), (None, None));
+    let told = collector(&view.members[0], "sharding").failure.clone().unwrap();
+    assert!(told.contains("clusterMonitor") && told.contains("listShards") && told.contains("shop cannot be read"), "{told}");
     monitor.stop().await;
 }
 

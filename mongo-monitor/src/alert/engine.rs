@@ -37,6 +37,7 @@ pub struct Alerts {
     rules: Vec<Rule>,
     sinks: Vec<Arc<dyn AlertSink>>,
     repeat: Duration,
+    group_wait: Duration,
     silences: Vec<Silence>,
     tracked: BTreeMap<Key, Tracked>,
     /// When it was looked last.
@@ -64,6 +65,8 @@ struct Tracked {
     /// Since when it has been well, while it still fires.
     well_since: Option<i64>,
     told: Option<i64>,
+    /// Since when it is to be told, while others are waited for that may belong to it.
+    waits_since: Option<i64>,
     /// Whether there was anything to look at, the last time.
     has_data: bool,
 }
@@ -251,6 +254,7 @@ impl Alerts {
             rules,
             sinks: Vec::new(),
             repeat: REPEAT,
+            group_wait: Duration::ZERO,
             silences: Vec::new(),
             tracked: BTreeMap::new(),
             last: None,
@@ -269,6 +273,24 @@ impl Alerts {
     #[must_use]
     pub fn with_repeat(mut self, repeat: Duration) -> Self {
         self.repeat = repeat;
+        self
+    }
+
+    /// For how long an alert that has begun to fire waits for others, so that one outage is told at once and not member by member. Whatever fires when the
+    /// first has waited for so long is told together; what is over by then is told to nobody. What is over of that which was told waits for nothing.
+    ///
+    /// Default none: what a round finds is told at its end, together.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mongo_monitor::{Alerts, MonitorSettings, default_rules};
+    ///
+    /// let alerts = Alerts::new(default_rules(&MonitorSettings::default()))?.with_group_wait(Duration::from_secs(30));
+    /// # Ok::<_, mongo_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_group_wait(mut self, wait: Duration) -> Self {
+        self.group_wait = wait;
         self
     }
 
@@ -339,6 +361,7 @@ impl Alerts {
                 fires: saved.fires,
                 well_since: saved.well_for.map(before),
                 told: saved.told_before.map(before),
+                waits_since: None,
                 has_data: false,
             };
             self.tracked.entry(saved.key).or_insert(tracked);
@@ -373,7 +396,15 @@ impl Alerts {
         let Some(tracked) = self.tracked.get_mut(key) else {
             if rule.threshold.holds(number) {
                 let fires = rule.for_seconds == 0;
-                let new = Tracked { value: Some(number), since: now.at, fires, well_since: None, told: None, has_data: true };
+                let new = Tracked {
+                    value: Some(number),
+                    since: now.at,
+                    fires,
+                    well_since: None,
+                    told: None,
+                    waits_since: None,
+                    has_data: true,
+                };
                 self.tracked.insert(key.clone(), new);
             }
             return None;
@@ -431,7 +462,8 @@ impl Alerts {
         let told = resolved.iter().filter(|(_, tracked)| tracked.told.is_some());
         let mut news: Vec<Alert> =
             told.filter_map(|(key, tracked)| self.alert(key, tracked, AlertPhase::Resolved, now)).collect();
-        let repeat = i64::try_from(self.repeat.as_millis()).unwrap_or(i64::MAX);
+        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        let (repeat, group_wait) = (millis(self.repeat), millis(self.group_wait));
         let due = |tracked: &Tracked| tracked.fires && tracked.told.is_none_or(|told| now.at - told >= repeat);
         let due: Vec<Alert> = self
             .tracked
@@ -441,8 +473,17 @@ impl Alerts {
             .filter(|alert| alert.muted.is_none())
             .collect();
         let ids: BTreeSet<&String> = due.iter().map(|alert| &alert.id).collect();
+        let mut longest = 0;
         for (key, tracked) in &mut self.tracked {
-            if ids.contains(&key.id()) {
+            // Who is muted in between begins to wait anew.
+            tracked.waits_since = ids.contains(&key.id()).then(|| tracked.waits_since.unwrap_or(now.at));
+            longest = tracked.waits_since.map_or(longest, |since| longest.max(now.at - since));
+        }
+        if longest < group_wait {
+            return news;
+        }
+        for tracked in self.tracked.values_mut() {
+            if tracked.waits_since.take().is_some() {
                 tracked.told = Some(now.at);
             }
         }

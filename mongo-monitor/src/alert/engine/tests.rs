@@ -96,6 +96,31 @@ fn an_alert_is_pending_then_fires_is_told_once_and_again_much_later_and_is_resol
 }
 
 #[test]
+fn an_outage_is_told_at_once_and_not_member_by_member() {
+    let mut alerts = Alerts::new(vec![Rule { for_seconds: 0, keep_firing_seconds: 0, ..rule() }]).unwrap();
+    alerts = alerts.with_group_wait(Duration::from_secs(30)).with_repeat(Duration::from_secs(600));
+    let mut look = |seconds: i64, numbers: [f64; 3]| {
+        let members = ["a:1", "b:1", "c:1"].iter().zip(numbers).map(|(member, number)| (*member, METRIC, number));
+        let news = alerts.look(at(seconds), &Given::of(&members.collect::<Vec<_>>()));
+        news.into_iter().map(|alert| (alert.member.unwrap(), alert.phase)).collect::<Vec<_>>()
+    };
+    let told =
+        |members: &[&str], phase: AlertPhase| -> Vec<_> { members.iter().map(|member| ((*member).to_owned(), phase)).collect() };
+    assert_eq!(look(0, [90.0, 10.0, 10.0]), []);
+    assert_eq!(look(10, [90.0, 90.0, 10.0]), []);
+    // What is over before it was told was nothing.
+    assert_eq!(look(20, [90.0, 10.0, 90.0]), []);
+    assert_eq!(look(30, [90.0, 10.0, 90.0]), told(&["a:1", "c:1"], Firing));
+    assert_eq!(look(40, [90.0, 90.0, 10.0]), told(&["c:1"], Resolved), "what is over waits for nothing");
+    assert_eq!(look(70, [90.0, 90.0, 10.0]), told(&["b:1"], Firing));
+    assert_eq!(look(100, [90.0, 90.0, 10.0]), []);
+    // What is told again is told with what is new.
+    assert_eq!(look(629, [90.0, 90.0, 10.0]), []);
+    assert_eq!(look(630, [90.0, 90.0, 10.0]), []);
+    assert_eq!(look(670, [90.0, 90.0, 90.0]), told(&["a:1", "b:1", "c:1"], Firing));
+}
+
+#[test]
 fn what_was_only_pending_is_never_told() {
     let mut alerts = Alerts::new(vec![rule()]).unwrap();
     round(&mut alerts, 0, 90.0);
