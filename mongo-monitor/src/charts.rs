@@ -48,20 +48,23 @@ enum Shows {
 
 /// The drawings, over the newest while of a length.
 pub(crate) fn charts(monitor: &Monitor, last: Duration) -> Vec<Chart> {
-    PLANS.iter().map(|plan| plan.draw(monitor, last)).collect()
+    let (now, _) = monitor.shared().now();
+    PLANS.iter().map(|plan| plan.draw(monitor, last, now)).collect()
 }
 
 impl Plan {
-    fn draw(&self, monitor: &Monitor, last: Duration) -> Chart {
+    fn draw(&self, monitor: &Monitor, last: Duration, now: Duration) -> Chart {
         let mut lines = Vec::new();
         if let Some(metric) = metric(self.metric) {
             let label = |labels: &[String], name: &str| {
                 let position = metric.labels.iter().position(|label| *label == name)?;
                 labels.get(position).cloned()
             };
-            let all = monitor.points(metric, last);
+            let all = monitor.points(metric, last, now);
             let per = match self.shows {
-                Shows::Per(other) => crate::table::metric(other).map(|other| monitor.points(other, last)).unwrap_or_default(),
+                Shows::Per(other) => {
+                    crate::table::metric(other).map(|other| monitor.points(other, last, now)).unwrap_or_default()
+                }
                 _ => Vec::new(),
             };
             for (member, labels, points) in &all {
@@ -187,7 +190,34 @@ const PLANS: &[Plan] = &[
 
 #[cfg(test)]
 mod tests {
+    use mongo_core::bson::DateTime;
+
     use super::*;
+    use crate::{
+        history::History,
+        reading::{Reading, Sample},
+    };
+
+    #[test]
+    fn series_that_were_read_at_once_are_divided_point_by_point() {
+        let read = ["mongodb_timed_operations_seconds_total", "mongodb_timed_operations_total"].map(|name| metric(name).unwrap());
+        let mut history = History::new(Duration::from_secs(600));
+        for step in 0..20_u32 {
+            let at = Duration::from_nanos(1_000_000_007) * step;
+            let grown = f64::from(step);
+            let numbers = read.iter().zip([grown, grown * 4.0]);
+            let readings = numbers.map(|(metric, number)| Reading::number(metric, vec!["reads".to_owned()], number)).collect();
+            history.record(&Sample { taken: DateTime::from_millis(0), at, epoch: None, readings });
+        }
+        let now = Duration::from_nanos(25_123_456_789);
+        let [took, count] = read.map(|metric| {
+            let mut all = history.points(metric, Duration::from_secs(600), now, Duration::from_secs(60));
+            all.remove(0).1
+        });
+        let divided: Vec<Option<f64>> = took.iter().map(|point| ratio(point, &count).1).collect();
+        assert!(divided.len() > 2 && divided[0].is_none(), "a counter has no rate at first: {divided:?}");
+        assert!(divided[1..].iter().all(|value| value.is_some_and(|value| (value - 0.25).abs() < 1e-9)), "{divided:?}");
+    }
 
     #[test]
     fn what_was_not_read_at_the_same_time_is_divided_by_nothing() {

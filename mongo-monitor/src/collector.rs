@@ -13,6 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     current_operations::{self, SlowOperation},
     diagnostics::Diagnostics,
+    lacking::Lacking,
     monitor::MonitorSettings,
     namespaces::Namespaces,
     reading::{Epoch, Reading},
@@ -44,11 +45,27 @@ pub(crate) struct Collected {
     pub(crate) at: Option<Duration>,
     /// Whether the member has answered for it, instead of its having been there already.
     pub(crate) is_answer: bool,
+    /// How long answers were waited for that did not come.
+    pub(crate) waited: Duration,
 }
 
 impl Collected {
     pub(crate) fn of(readings: Vec<Reading>) -> Self {
-        Self { epoch: None, readings, slow_operations: Vec::new(), lacking: None, at: None, is_answer: true }
+        Self {
+            epoch: None,
+            readings,
+            slow_operations: Vec::new(),
+            lacking: None,
+            at: None,
+            is_answer: true,
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// What was read of many things, and what of them was not.
+    pub(crate) fn but(lacking: &Lacking, readings: Vec<Reading>) -> Self {
+        let is_answer = lacking.has_answered();
+        Self { lacking: lacking.told(), is_answer, waited: lacking.waited(), ..Self::of(readings) }
     }
 }
 
@@ -176,7 +193,7 @@ impl Reader {
                 let read = self.namespaces.read(client, settings).await;
                 or_nothing_without_data(read, client).await
             }
-            Collector::Sharding => sharding::read(client).await,
+            Collector::Sharding => sharding::read(client, settings.deadline).await,
         }
     }
 

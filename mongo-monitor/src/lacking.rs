@@ -1,48 +1,103 @@
 //! What could not be read, and why.
 
-use mongo_core::{Error, ErrorKind};
+use std::{collections::BTreeSet, time::Duration};
+
+use mongo_core::{Error, ErrorKind, Result, mongodb};
+use tokio::time::Instant;
 
 /// What a look at many things did not get. One that cannot be read, as while it is locked, must not hide the others; but each may take as long as a
 /// command may take, so after some of them no more is tried.
 #[derive(Debug, Default)]
 pub(crate) struct Lacking {
     failures: Vec<String>,
-    /// What may not be read, the first of it by name, and how much there is.
-    forbidden: (Vec<String>, usize),
+    forbidden: BTreeSet<String>,
+    waited: Duration,
 }
 
 impl Lacking {
-    /// Takes a failure in. What may not be read costs no time, and is no failure of the member.
-    pub(crate) fn note(&mut self, name: &str, error: &Error) {
-        if error.kind() == ErrorKind::Unauthorized {
-            let (names, count) = &mut self.forbidden;
-            *count += 1;
-            if names.len() < NAMED {
-                names.push(name.to_owned());
+    /// One that knows what could not be read before for want of a privilege: where not everything is asked for each time, it is told all the same.
+    pub(crate) fn knowing(forbidden: BTreeSet<String>) -> Self {
+        Self { forbidden, ..Self::default() }
+    }
+
+    /// Waits for an answer, and notes it if there is none; but not of what is not there, as it was dropped meanwhile.
+    pub(crate) async fn ask<T>(
+        &mut self,
+        name: &str,
+        deadline: Duration,
+        asked: impl Future<Output = mongodb::error::Result<T>>,
+    ) -> Option<T> {
+        let begun = Instant::now();
+        match within(deadline, asked).await {
+            Ok(answer) => {
+                self.forbidden.remove(name);
+                Some(answer)
             }
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => {
+                self.note(name, &error, begun.elapsed());
+                None
+            }
+        }
+    }
+
+    /// Takes a failure in that took so long. What may not be read is no failure of the member.
+    pub(crate) fn note(&mut self, name: &str, error: &Error, took: Duration) {
+        self.waited += took;
+        if error.server_code() == Some(UNAUTHORIZED) {
+            self.forbidden.insert(name.to_owned());
         } else {
             self.failures.push(format!("{name} cannot be read: {}", error.report()));
         }
     }
 
-    /// The same, and says whether there have been so many that no more is to be tried.
-    pub(crate) fn is_enough(&mut self, name: &str, error: &Error) -> bool {
-        self.note(name, error);
+    /// Whether there have been so many failures that no more is to be tried.
+    pub(crate) fn is_enough(&self) -> bool {
         self.failures.len() >= FAILURES
     }
 
+    /// Whether the member has answered everything, if only by saying that it is not allowed.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    /// Forgets what is forbidden and no longer there.
+    pub(crate) fn forget_but(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.forbidden.retain(|name| is_there(name));
+    }
+
+    /// How long answers were waited for that did not come.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// What is known to be forbidden, to be given to [`knowing`](Self::knowing) the next time.
+    pub(crate) fn forbidden(&self) -> &BTreeSet<String> {
+        &self.forbidden
+    }
+
     /// The same for a person.
-    pub(crate) fn told(mut self) -> Option<String> {
-        let (names, count) = self.forbidden;
-        if count > 0 {
-            let more = if count > names.len() { format!(" and {} more", count - names.len()) } else { String::new() };
-            let told = format!("not allowed, the role clusterMonitor would be enough: {}{more}", names.join(", "));
-            self.failures.push(told);
+    pub(crate) fn told(&self) -> Option<String> {
+        let mut told = self.failures.clone();
+        if !self.forbidden.is_empty() {
+            let names: Vec<&str> = self.forbidden.iter().take(NAMED).map(String::as_str).collect();
+            let more = self.forbidden.len() - names.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            told.push(format!("not allowed, the role clusterMonitor would be enough: {}{more}", names.join(", ")));
         }
-        (!self.failures.is_empty()).then(|| self.failures.join("; "))
+        (!told.is_empty()).then(|| told.join("; "))
     }
 }
 
+/// A command may take so long, and no longer.
+pub(crate) async fn within<T>(deadline: Duration, asked: impl Future<Output = mongodb::error::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(deadline, asked).await {
+        Ok(answer) => answer.map_err(Error::from),
+        Err(_) => Err(Error::new(ErrorKind::Timeout, "no answer in time")),
+    }
+}
+
+const UNAUTHORIZED: i32 = 13;
 const FAILURES: usize = 3;
 const NAMED: usize = 3;
 
@@ -50,24 +105,31 @@ const NAMED: usize = 3;
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_may_not_be_read_is_named_once_and_ends_nothing() {
+    #[tokio::test(start_paused = true)]
+    async fn after_some_answers_that_did_not_come_no_more_is_tried_and_the_wait_is_known() {
         let mut lacking = Lacking::default();
-        let forbidden = Error::new(ErrorKind::Unauthorized, "no");
-        for number in 0..10 {
-            assert!(!lacking.is_enough(&format!("shop{number}"), &forbidden));
+        for name in ["a", "b", "c"] {
+            assert!(!lacking.is_enough() && lacking.has_answered() == (name == "a"));
+            let never = std::future::pending::<mongodb::error::Result<()>>();
+            assert!(lacking.ask(name, Duration::from_secs(2), never).await.is_none());
         }
-        let told = lacking.told().unwrap();
-        assert!(told.ends_with("shop0, shop1, shop2 and 7 more"), "{told}");
-    }
-
-    #[test]
-    fn after_some_failures_no_more_is_tried() {
-        let mut lacking = Lacking::default();
-        let slow = Error::new(ErrorKind::Timeout, "no answer in time");
-        let enough: Vec<bool> = ["a", "b", "c"].iter().map(|name| lacking.is_enough(name, &slow)).collect();
-        assert_eq!(enough, [false, false, true]);
+        assert!(lacking.is_enough());
+        assert_eq!(lacking.waited(), Duration::from_secs(6));
         let told = lacking.told().unwrap();
         assert!(told.starts_with("a cannot be read: ") && told.contains("; c cannot be read"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn what_may_not_be_read_is_named_until_it_may() {
+        let known = (0..5).map(|number| format!("shop{number}")).collect();
+        let mut lacking = Lacking::knowing(known);
+        assert!(lacking.has_answered() && !lacking.is_enough());
+        let told = lacking.told().unwrap();
+        assert!(told.ends_with("shop0, shop1, shop2 and 2 more"), "{told}");
+        for number in 0..5 {
+            let answer = async { Ok(number) };
+            assert_eq!(lacking.ask(&format!("shop{number}"), Duration::from_secs(2), answer).await, Some(number));
+        }
+        assert_eq!(lacking.told(), None);
     }
 }

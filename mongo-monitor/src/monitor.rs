@@ -343,12 +343,11 @@ impl Monitor {
         lock(&self.shared.exports).push(Export::to(sink));
     }
 
-    /// The points of every series of a metric, of all members.
-    pub(crate) fn points(&self, metric: &Metric, last: Duration) -> Vec<(String, Vec<String>, Vec<Point>)> {
+    /// The points of every series of a metric, of all members. What was read at once stands at the same distance from `now`.
+    pub(crate) fn points(&self, metric: &Metric, last: Duration, now: Duration) -> Vec<(String, Vec<String>, Vec<Point>)> {
         let members = self.shared.members();
         let of = |member: &Arc<Member>| {
-            let points =
-                lock(&member.history).points(metric, last, self.shared.clock.monotonic(), self.shared.settings.stale_after());
+            let points = lock(&member.history).points(metric, last, now, self.shared.settings.stale_after());
             let host = member.host.clone();
             points.into_iter().map(move |(labels, points)| (host.clone(), labels, points))
         };
@@ -568,12 +567,12 @@ impl Shared {
             };
             let now = clock();
             let took = now.saturating_sub(begun);
-            let (mut at, mut is_answer) = (None, true);
+            let (mut at, mut is_answer, mut waited) = (None, true, Duration::ZERO);
             let mut slow_operations = Vec::new();
             let (epoch, readings, failure) = match collected {
                 Ok(Ok(collected)) => {
                     slow_operations = collected.slow_operations;
-                    (at, is_answer) = (collected.at, collected.is_answer);
+                    (at, is_answer, waited) = (collected.at, collected.is_answer, collected.waited);
                     (collected.epoch, Some(collected.readings), collected.lacking)
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::Unauthorized => {
@@ -592,7 +591,7 @@ impl Shared {
             let taken = DateTime::from_system_time(self.clock.wall());
             let sample = Sample { taken, at: at.unwrap_or(now), epoch, readings };
             // Waiting for who does not answer costs him nothing.
-            let cost = if has_answered { took } else { Duration::ZERO };
+            let cost = if has_answered { took.saturating_sub(waited) } else { Duration::ZERO };
             let interval = collector.interval(&self.settings, cost);
             let stale_after = collector.stale_after(&self.settings, cost);
             member.take(collector, Taken { sample, slow_operations, has_answered, took, failure, dropped, stale_after });

@@ -10,15 +10,15 @@ use std::{
 };
 
 use mongo_core::{
-    ErrorKind, Result,
+    Result,
     bson::{Bson, Document, doc},
-    mongodb::Client,
+    mongodb::{self, Client},
 };
 use tokio::time::Instant;
 
 use crate::{
     collector::{Collected, number},
-    lacking::Lacking,
+    lacking::{Lacking, within},
     monitor::MonitorSettings,
     reading::{self, Reading, reading},
 };
@@ -32,6 +32,8 @@ pub(crate) struct Namespaces {
     next_database: Option<String>,
     /// How often it was looked.
     look: u64,
+    /// What may not be read.
+    forbidden: BTreeSet<String>,
 }
 
 /// Database and collection.
@@ -71,8 +73,9 @@ impl Namespaces {
     /// # Cancel safety
     /// What is known stays, and is a mixture of older and newer.
     pub(crate) async fn read(&mut self, client: &Client, settings: &MonitorSettings) -> Result<Collected> {
-        self.look_who_is_there(client, settings.deadline).await?;
-        let mut lacking = Lacking::default();
+        let mut lacking = Lacking::knowing(self.forbidden.clone());
+        self.look_who_is_there(client, settings.deadline, &mut lacking).await?;
+        let begun = Instant::now();
         let is_router = match top(client, settings.deadline).await {
             Ok(totals) => {
                 self.take_totals(&totals);
@@ -81,7 +84,7 @@ impl Namespaces {
             // A router has none, and of a collection it has one size for each shard: those are told by shard.
             Err(error) if error.server_code() == Some(COMMAND_NOT_FOUND) => true,
             Err(error) => {
-                lacking.note("which collections are busiest", &error);
+                lacking.note("which collections are busiest", &error, begun.elapsed());
                 false
             }
         };
@@ -90,31 +93,31 @@ impl Namespaces {
         let mut readings = self.of_databases(settings.namespaces, &filesystem);
         readings.extend(self.of_collections(&shown));
         for name in &shown {
-            match index_uses(client, name, settings.deadline).await {
-                Ok(uses) => readings.extend(uses),
-                Err(error) if lacking.is_enough(&format!("indexes of {}.{}", name.0, name.1), &error) => break,
-                Err(_) => {}
+            if lacking.is_enough() {
+                break;
             }
+            let asked = index_uses(client, name);
+            let uses = lacking.ask(&format!("{INDEXES}{}.{}", name.0, name.1), settings.deadline, asked).await;
+            readings.extend(uses.into_iter().flatten());
         }
+        self.forbidden = lacking.forbidden().clone();
         reading::sort(&mut readings);
-        Ok(Collected { lacking: lacking.told(), ..Collected::of(readings) })
+        Ok(Collected::but(&lacking, readings))
     }
 
-    async fn look_who_is_there(&mut self, client: &Client, deadline: Duration) -> Result<()> {
+    async fn look_who_is_there(&mut self, client: &Client, deadline: Duration, lacking: &mut Lacking) -> Result<()> {
         let listed = client.list_database_names().authorized_databases(true);
         let names: BTreeSet<String> = within(deadline, listed.into_future()).await?.into_iter().collect();
         let mut collections = BTreeSet::new();
         for database in names.iter().filter(|name| !SYSTEM.contains(&name.as_str())) {
-            let found = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };
-            let mut cursor = within(deadline, client.database(database).run_cursor_command(found).into_future()).await?;
-            while within(deadline, cursor.advance()).await? {
-                let collection = cursor.deserialize_current()?;
-                let (Ok(name), kind) = (collection.get_str("name"), collection.get_str("type").ok()) else { continue };
-                let holds_data =
-                    kind == Some("collection") && (!name.starts_with("system.") || name.starts_with("system.buckets."));
-                if holds_data {
-                    collections.insert((database.clone(), name.to_owned()));
-                }
+            let listed = match lacking.is_enough() {
+                true => None,
+                false => lacking.ask(&format!("the list of {database}"), deadline, collections_of(client, database)).await,
+            };
+            match listed {
+                Some(listed) => collections.extend(listed.into_iter().map(|name| (database.clone(), name))),
+                // What is known of it goes on being known.
+                None => collections.extend(self.collections.keys().filter(|(of, _)| of == database).cloned()),
             }
         }
         self.databases.retain(|name, _| names.contains(name));
@@ -125,6 +128,12 @@ impl Namespaces {
         for name in collections {
             self.collections.entry(name).or_default();
         }
+        let (databases, collections) = (&self.databases, &self.collections);
+        lacking.forget_but(|what| match what.strip_prefix(INDEXES).unwrap_or(what).split_once('.') {
+            Some((database, name)) => collections.contains_key(&(database.to_owned(), name.to_owned())),
+            // What has a blank in it is no name of a database.
+            None => what.contains(' ') || databases.contains_key(what),
+        });
         Ok(())
     }
 
@@ -149,14 +158,13 @@ impl Namespaces {
         let turn = in_turn(self.databases.keys(), self.next_database.as_ref());
         let (begun, mut filesystem) = (Instant::now(), Vec::new());
         for name in turn {
+            if lacking.is_enough() {
+                break;
+            }
             let database = client.database(&name);
             let asked = database.run_command(doc! { "dbStats": 1 });
             self.next_database = Some(name.clone());
-            let stats = match within(settings.deadline, asked.into_future()).await {
-                Ok(stats) => stats,
-                Err(error) if lacking.is_enough(&name, &error) => break,
-                Err(_) => continue,
-            };
+            let Some(stats) = lacking.ask(&name, settings.deadline, asked.into_future()).await else { continue };
             let database = self.databases.entry(name.clone()).or_default();
             database.sizes = sizes(&stats, &[("dataSize", "data"), ("storageSize", "storage"), ("indexSize", "index")]);
             database.objects = stats.get("objects").and_then(number);
@@ -180,7 +188,7 @@ impl Namespaces {
         self.look += 1;
         let begun = Instant::now();
         for name in &self.whose_turn(&shown, others.into_iter().cloned().collect()) {
-            if begun.elapsed() >= RATION {
+            if begun.elapsed() >= RATION || lacking.is_enough() {
                 break;
             }
             let stages = [
@@ -190,13 +198,8 @@ impl Namespaces {
                     "index": "$storageStats.totalIndexSize", "free": "$storageStats.freeStorageSize",
                 } },
             ];
-            let stats = match first(client, name, stages, settings.deadline).await {
-                Ok(stats) => stats,
-                // It was dropped.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) if lacking.is_enough(&format!("{}.{}", name.0, name.1), &error) => break,
-                Err(_) => continue,
-            };
+            let asked = first(client, name, stages);
+            let Some(stats) = lacking.ask(&format!("{}.{}", name.0, name.1), settings.deadline, asked).await else { continue };
             let Some(collection) = self.collections.get_mut(name) else { continue };
             let kinds = [("data", "data"), ("storage", "storage"), ("index", "index"), ("free", "free")];
             collection.sizes = sizes(&stats, &kinds);
@@ -278,42 +281,38 @@ async fn top(client: &Client, deadline: Duration) -> Result<Document> {
     }
 }
 
+/// The collections of a database that hold data.
+async fn collections_of(client: &Client, database: &str) -> mongodb::error::Result<Vec<String>> {
+    let found = doc! { "listCollections": 1, "nameOnly": true, "authorizedCollections": true };
+    let mut cursor = client.database(database).run_cursor_command(found).await?;
+    let mut names = Vec::new();
+    while cursor.advance().await? {
+        let collection = cursor.deserialize_current()?;
+        let (Ok(name), kind) = (collection.get_str("name"), collection.get_str("type").ok()) else { continue };
+        if kind == Some("collection") && (!name.starts_with("system.") || name.starts_with("system.buckets.")) {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
 /// How often each index of a collection was used since the server was started.
-async fn index_uses(client: &Client, name: &Name, deadline: Duration) -> Result<Vec<Reading>> {
+async fn index_uses(client: &Client, name: &Name) -> mongodb::error::Result<Vec<Reading>> {
     let collection = client.database(&name.0).collection::<Document>(&name.1);
     let stages = [doc! { "$indexStats": {} }, doc! { "$project": { "name": 1, "uses": "$accesses.ops" } }];
-    let listed = async {
-        let mut cursor = collection.aggregate(stages).await?;
-        let mut readings = Vec::new();
-        while cursor.advance().await? {
-            let index = cursor.deserialize_current()?;
-            let uses = index.get_str("name").ok().zip(index.get("uses").and_then(number));
-            readings
-                .extend(uses.and_then(|(index, uses)| reading("mongodb_index_accesses_total", &[&name.0, &name.1, index], uses)));
-        }
-        Ok(readings)
-    };
-    match within(deadline, listed).await {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        read => read,
+    let mut cursor = collection.aggregate(stages).await?;
+    let mut readings = Vec::new();
+    while cursor.advance().await? {
+        let index = cursor.deserialize_current()?;
+        let uses = index.get_str("name").ok().zip(index.get("uses").and_then(number));
+        readings.extend(uses.and_then(|(index, uses)| reading("mongodb_index_accesses_total", &[&name.0, &name.1, index], uses)));
     }
+    Ok(readings)
 }
 
-async fn first<const N: usize>(client: &Client, name: &Name, stages: [Document; N], deadline: Duration) -> Result<Document> {
-    let collection = client.database(&name.0).collection::<Document>(&name.1);
-    within(deadline, async {
-        let mut cursor = collection.aggregate(stages).await?;
-        Ok(if cursor.advance().await? { cursor.deserialize_current()? } else { Document::new() })
-    })
-    .await
-}
-
-/// A command may take so long, and no longer.
-async fn within<T>(deadline: Duration, asked: impl Future<Output = mongo_core::mongodb::error::Result<T>>) -> Result<T> {
-    match tokio::time::timeout(deadline, asked).await {
-        Ok(answer) => answer.map_err(mongo_core::Error::from),
-        Err(_) => Err(mongo_core::Error::new(ErrorKind::Timeout, "no answer in time")),
-    }
+async fn first<const N: usize>(client: &Client, name: &Name, stages: [Document; N]) -> mongodb::error::Result<Document> {
+    let mut cursor = client.database(&name.0).collection::<Document>(&name.1).aggregate(stages).await?;
+    Ok(if cursor.advance().await? { cursor.deserialize_current()? } else { Document::new() })
 }
 
 /// All names, beginning after the one that was last.
@@ -341,6 +340,8 @@ const OPERATIONS: [(&str, &str); 6] = [
     ("remove", "remove"),
     ("commands", "command"),
 ];
+/// How what is told of a collection's indexes begins.
+const INDEXES: &str = "indexes of ";
 const COMMAND_NOT_FOUND: i32 = 59;
 /// How long sizes are asked for, of databases and of collections, each.
 const RATION: Duration = Duration::from_millis(10);

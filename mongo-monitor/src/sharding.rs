@@ -1,54 +1,53 @@
 //! A sharded cluster, as a router shows it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use mongo_core::{
-    Error, Result,
+    Error, ErrorKind, Result,
     bson::{Bson, Document, doc},
-    mongodb::Client,
+    mongodb::{self, Client},
 };
+use tokio::time::Instant;
 
 use crate::{
     collector::{Collected, number},
-    lacking::Lacking,
+    lacking::{Lacking, within},
     reading::{self, Reading, reading},
 };
 
 /// Asks a router; of who is none there is nothing to tell. What it does not answer hides nothing else.
-pub(crate) async fn read(client: &Client) -> Result<Collected> {
+pub(crate) async fn read(client: &Client, deadline: Duration) -> Result<Collected> {
     let admin = client.database("admin");
-    if admin.run_command(doc! { "hello": 1 }).await?.get_str("msg").ok() != Some("isdbgrid") {
+    let hello = within(deadline, admin.run_command(doc! { "hello": 1 }).into_future()).await?;
+    if hello.get_str("msg").ok() != Some("isdbgrid") {
         return Ok(Collected::of(Vec::new()));
     }
     let (mut readings, mut lacking) = (Vec::new(), Lacking::default());
     let commands: [(&str, Read); 3] =
         [("balancerStatus", of_balancer), ("listShards", of_shards), ("connPoolStats", of_connections)];
     for (command, read) in commands {
-        match admin.run_command(doc! { command: 1 }).await.map_err(Error::from) {
-            Ok(answer) => readings.extend(read(&answer)),
-            Err(error) if lacking.is_enough(command, &error) => {
-                return Ok(Collected { lacking: lacking.told(), ..Collected::of(readings) });
-            }
-            Err(_) => {}
+        let asked = admin.run_command(doc! { command: 1 });
+        if let Some(answer) = lacking.ask(command, deadline, asked.into_future()).await {
+            readings.extend(read(&answer));
         }
     }
-    match chunks_of_shards(client).await {
-        Ok(counts) => readings.extend(of_chunks(&counts)),
-        Err(error) => lacking.note("config.chunks", &error),
+    if !lacking.is_enough()
+        && let Some(counts) = lacking.ask("config.chunks", deadline, chunks_of_shards(client)).await
+    {
+        readings.extend(of_chunks(&counts));
     }
-    match documents_of_shards(client, &mut lacking).await {
-        Ok(documents) => readings.extend(documents),
-        Err(error) => lacking.note("the list of databases", &error),
+    if !lacking.is_enough() {
+        readings.extend(documents_of_shards(client, deadline, &mut lacking).await);
     }
     reading::sort(&mut readings);
-    Ok(Collected { lacking: lacking.told(), ..Collected::of(readings) })
+    Ok(Collected::but(&lacking, readings))
 }
 
 /// What is read of an answer.
 type Read = fn(&Document) -> Vec<Reading>;
 
 /// Counts the chunks of each shard.
-async fn chunks_of_shards(client: &Client) -> Result<Vec<Document>> {
+async fn chunks_of_shards(client: &Client) -> mongodb::error::Result<Vec<Document>> {
     let chunks = client.database("config").collection::<Document>("chunks");
     let stages = [doc! { "$group": {
         "_id": "$shard",
@@ -64,21 +63,25 @@ async fn chunks_of_shards(client: &Client) -> Result<Vec<Document>> {
 }
 
 /// Counts the documents of each shard. Where one database cannot be read no sum is right, so there is none.
-async fn documents_of_shards(client: &Client, lacking: &mut Lacking) -> Result<Vec<Reading>> {
+async fn documents_of_shards(client: &Client, deadline: Duration, lacking: &mut Lacking) -> Vec<Reading> {
+    let begun = Instant::now();
+    let listed = lacking.ask("the list of databases", deadline, client.list_database_names().into_future()).await;
+    let Some(names) = listed else { return Vec::new() };
     let mut stats = Vec::new();
-    let mut is_whole = true;
-    for name in client.list_database_names().await? {
-        match client.database(&name).run_command(doc! { "dbStats": 1 }).await.map_err(Error::from) {
-            Ok(answer) => stats.push(answer),
-            Err(error) => {
-                is_whole = false;
-                if lacking.is_enough(&name, &error) {
-                    break;
-                }
-            }
+    for name in names {
+        if begun.elapsed() > deadline * 4 {
+            let error = Error::new(ErrorKind::Timeout, "there are too many databases");
+            lacking.note("the number of documents of each shard", &error, Duration::ZERO);
+            return Vec::new();
+        }
+        let database = client.database(&name);
+        let asked = database.run_command(doc! { "dbStats": 1 });
+        match lacking.ask(&name, deadline, asked.into_future()).await {
+            Some(answer) => stats.push(answer),
+            None => return Vec::new(),
         }
     }
-    Ok(if is_whole { of_documents(&stats) } else { Vec::new() })
+    of_documents(&stats)
 }
 
 /// An answer of `balancerStatus`.

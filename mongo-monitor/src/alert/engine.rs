@@ -161,6 +161,8 @@ struct Saved {
     held_for: i64,
     well_for: Option<i64>,
     told_before: Option<i64>,
+    #[serde(default)]
+    waited_for: Option<i64>,
 }
 
 /// Where numbers come from.
@@ -277,7 +279,8 @@ impl Alerts {
     }
 
     /// For how long an alert that has begun to fire waits for others, so that one outage is told at once and not member by member. Whatever fires when the
-    /// first has waited for so long is told together; what is over by then is told to nobody. What is over of that which was told waits for nothing.
+    /// first has waited for so long is told together; what is over by then is told to nobody. What is over of that which was told, and what is told again, waits
+    /// for nothing.
     ///
     /// Default none: what a round finds is told at its end, together.
     ///
@@ -336,6 +339,7 @@ impl Alerts {
             held_for: now.at - tracked.since,
             well_for: tracked.well_since.map(|since| now.at - since),
             told_before: tracked.told.map(|told| now.at - told),
+            waited_for: tracked.waits_since.map(|since| now.at - since),
         };
         let alerts = self.tracked.iter().map(saved).collect();
         AlertState { saved: Some(now.wall), alerts, silences: self.silences.clone() }
@@ -361,7 +365,7 @@ impl Alerts {
                 fires: saved.fires,
                 well_since: saved.well_for.map(before),
                 told: saved.told_before.map(before),
-                waits_since: None,
+                waits_since: saved.waited_for.map(before),
                 has_data: false,
             };
             self.tracked.entry(saved.key).or_insert(tracked);
@@ -464,7 +468,11 @@ impl Alerts {
             told.filter_map(|(key, tracked)| self.alert(key, tracked, AlertPhase::Resolved, now)).collect();
         let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         let (repeat, group_wait) = (millis(self.repeat), millis(self.group_wait));
-        let due = |tracked: &Tracked| tracked.fires && tracked.told.is_none_or(|told| now.at - told >= repeat);
+        // What is well already when it comes to be told, waits: it may be over before.
+        let due = |tracked: &Tracked| match tracked.told {
+            None => tracked.fires && tracked.well_since.is_none(),
+            Some(told) => tracked.fires && now.at - told >= repeat,
+        };
         let due: Vec<Alert> = self
             .tracked
             .iter()
@@ -473,21 +481,22 @@ impl Alerts {
             .filter(|alert| alert.muted.is_none())
             .collect();
         let ids: BTreeSet<&String> = due.iter().map(|alert| &alert.id).collect();
-        let mut longest = 0;
+        let mut group_is_due = false;
+        for (key, tracked) in self.tracked.iter_mut().filter(|(_, tracked)| tracked.fires && tracked.told.is_none()) {
+            // Also while it is muted: once it is not, nobody waits for it any longer.
+            let since = *tracked.waits_since.get_or_insert(now.at);
+            group_is_due |= now.at - since >= group_wait && ids.contains(&key.id());
+        }
+        let mut told = BTreeSet::new();
         for (key, tracked) in &mut self.tracked {
-            // Who is muted in between begins to wait anew.
-            tracked.waits_since = ids.contains(&key.id()).then(|| tracked.waits_since.unwrap_or(now.at));
-            longest = tracked.waits_since.map_or(longest, |since| longest.max(now.at - since));
-        }
-        if longest < group_wait {
-            return news;
-        }
-        for tracked in self.tracked.values_mut() {
-            if tracked.waits_since.take().is_some() {
+            let id = key.id();
+            if ids.contains(&id) && (group_is_due || tracked.told.is_some()) {
                 tracked.told = Some(now.at);
+                tracked.waits_since = None;
+                told.insert(id);
             }
         }
-        news.extend(due);
+        news.extend(due.into_iter().filter(|alert| told.contains(&alert.id)));
         news
     }
 

@@ -114,10 +114,43 @@ fn an_outage_is_told_at_once_and_not_member_by_member() {
     assert_eq!(look(40, [90.0, 90.0, 10.0]), told(&["c:1"], Resolved), "what is over waits for nothing");
     assert_eq!(look(70, [90.0, 90.0, 10.0]), told(&["b:1"], Firing));
     assert_eq!(look(100, [90.0, 90.0, 10.0]), []);
-    // What is told again is told with what is new.
+    // What is told again waits for nothing, and takes along nothing new.
     assert_eq!(look(629, [90.0, 90.0, 10.0]), []);
-    assert_eq!(look(630, [90.0, 90.0, 10.0]), []);
-    assert_eq!(look(670, [90.0, 90.0, 90.0]), told(&["a:1", "b:1", "c:1"], Firing));
+    assert_eq!(look(630, [90.0, 90.0, 10.0]), told(&["a:1"], Firing));
+    assert_eq!(look(670, [90.0, 90.0, 90.0]), told(&["b:1"], Firing));
+    assert_eq!(look(700, [90.0, 90.0, 90.0]), told(&["c:1"], Firing));
+}
+
+#[test]
+fn what_another_explains_has_waited_for_its_group_meanwhile() {
+    let each = |metric: &str| Expression::Each(Quantity::of(metric));
+    let cause = Rule::new("cause", Severity::Critical, each(METRIC), Threshold::Above(80.0), "the cause");
+    let mut effect = Rule::new("effect", Severity::Warning, each("mongodb_up"), Threshold::Below(0.5), "the effect");
+    effect.inhibited_by = vec!["cause".to_owned()];
+    let mut alerts = Alerts::new(vec![cause, effect]).unwrap().with_group_wait(Duration::from_secs(30));
+    let mut look = |seconds: i64, cause: f64| {
+        let news = alerts.look(at(seconds), &Given::of(&[("a:1", METRIC, cause), ("a:1", "mongodb_up", 0.0)]));
+        news.into_iter().map(|alert| (alert.rule, alert.phase)).collect::<Vec<_>>()
+    };
+    assert_eq!(look(0, 90.0), []);
+    assert_eq!(look(30, 90.0), [("cause".to_owned(), Firing)]);
+    assert_eq!(
+        look(60, 10.0),
+        [("cause".to_owned(), Resolved), ("effect".to_owned(), Firing)],
+        "no all-clear without what is left"
+    );
+}
+
+#[test]
+fn a_group_waits_no_longer_for_a_restart_and_not_for_what_is_well_again() {
+    let lasting = Rule { for_seconds: 0, keep_firing_seconds: 300, ..rule() };
+    let mut alerts = Alerts::new(vec![lasting.clone()]).unwrap().with_group_wait(Duration::from_secs(30));
+    assert_eq!(round(&mut alerts, 0, 90.0), []);
+    assert_eq!(round(&mut alerts, 25, 90.0), []);
+    let mut anew = Alerts::new(vec![lasting]).unwrap().with_group_wait(Duration::from_secs(30));
+    anew.restore(serde_json::from_value(serde_json::to_value(alerts.save()).unwrap()).unwrap());
+    assert_eq!(round(&mut anew, 30, 10.0), [], "it is well");
+    assert_eq!(round(&mut anew, 35, 90.0), [(Firing, Some(90.0))]);
 }
 
 #[test]
