@@ -30,10 +30,10 @@ impl Lacking {
         let begun = Instant::now();
         match within(deadline, asked).await {
             Ok(answer) => {
-                self.forbidden.remove(name);
+                self.may_read(name);
                 Some(answer)
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) if error.server_code() == Some(NAMESPACE_NOT_FOUND) => None,
             Err(error) => {
                 self.note(name, &error, begun.elapsed());
                 None
@@ -41,12 +41,18 @@ impl Lacking {
         }
     }
 
+    /// Notes that something is no longer forbidden.
+    pub(crate) fn may_read(&mut self, name: &str) {
+        self.forbidden.remove(name);
+    }
+
     /// Takes a failure in that took so long. What may not be read is no failure of the member.
     pub(crate) fn note(&mut self, name: &str, error: &Error, took: Duration) {
-        self.waited += took;
         if error.server_code() == Some(UNAUTHORIZED) {
+            // An answer, which costs the server as much as any.
             self.forbidden.insert(name.to_owned());
         } else {
+            self.waited += took;
             self.failures.push(format!("{name} cannot be read: {}", error.report()));
         }
     }
@@ -98,6 +104,7 @@ pub(crate) async fn within<T>(deadline: Duration, asked: impl Future<Output = mo
 }
 
 const UNAUTHORIZED: i32 = 13;
+const NAMESPACE_NOT_FOUND: i32 = 26;
 const FAILURES: usize = 3;
 const NAMED: usize = 3;
 

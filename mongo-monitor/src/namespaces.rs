@@ -78,13 +78,14 @@ impl Namespaces {
         let begun = Instant::now();
         let is_router = match top(client, settings.deadline).await {
             Ok(totals) => {
+                lacking.may_read(BUSIEST);
                 self.take_totals(&totals);
                 false
             }
             // A router has none, and of a collection it has one size for each shard: those are told by shard.
             Err(error) if error.server_code() == Some(COMMAND_NOT_FOUND) => true,
             Err(error) => {
-                lacking.note("which collections are busiest", &error, begun.elapsed());
+                lacking.note(BUSIEST, &error, begun.elapsed());
                 false
             }
         };
@@ -158,7 +159,8 @@ impl Namespaces {
         let turn = in_turn(self.databases.keys(), self.next_database.as_ref());
         let (begun, mut filesystem) = (Instant::now(), Vec::new());
         for name in turn {
-            if lacking.is_enough() {
+            // Also what may not be read takes its time.
+            if begun.elapsed() >= RATION || lacking.is_enough() {
                 break;
             }
             let database = client.database(&name);
@@ -169,9 +171,6 @@ impl Namespaces {
             database.sizes = sizes(&stats, &[("dataSize", "data"), ("storageSize", "storage"), ("indexSize", "index")]);
             database.objects = stats.get("objects").and_then(number);
             filesystem = sizes(&stats, &[("fsUsedSize", "used"), ("fsTotalSize", "total")]);
-            if begun.elapsed() >= RATION {
-                break;
-            }
         }
         filesystem
     }
@@ -342,6 +341,8 @@ const OPERATIONS: [(&str, &str); 6] = [
 ];
 /// How what is told of a collection's indexes begins.
 const INDEXES: &str = "indexes of ";
+/// How what `top` tells is named.
+const BUSIEST: &str = "which collections are busiest";
 const COMMAND_NOT_FOUND: i32 = 59;
 /// How long sizes are asked for, of databases and of collections, each.
 const RATION: Duration = Duration::from_millis(10);

@@ -211,6 +211,11 @@ async fn whoever_may_not_see_the_statistics_sees_who_is_up() {
         let failure = collector(only, name).failure.clone().unwrap();
         assert!(failure.contains("clusterMonitor") && !failure.contains("secret-word"), "{failure}");
     }
+    // Once it may be read, it is no longer named.
+    let grant = doc! { "grantRolesToUser": "nobody", "roles": [{ "role": "clusterMonitor", "db": "admin" }] };
+    admin.run_command(grant).await.unwrap();
+    until(&monitor, "everything is read", |view| view.members[0].collectors.iter().all(|collector| collector.failure.is_none()))
+        .await;
     monitor.stop().await;
 
     let monitor = start(options("watcher")).await;
