@@ -156,8 +156,9 @@ async fn two_equal_snapshots_cost_two_objects_and_a_small_change_few() {
     reads.store(0, SeqCst);
     let report = Diff::new(&repository, &second, &third).run().await.unwrap();
     assert_eq!(ids(&report, DocumentChange::Changed), BTreeSet::from([31_000]));
-    // On each side: a manifest, a node and a segment of the catalog, a node or two and one segment of the collection.
-    assert!(reads.load(SeqCst) <= 16, "{} reads", reads.load(SeqCst));
+    // The indexes, and on each side: a manifest, a node and a segment of the catalog, the nodes and one segment of the collection.
+    // As a rule sixteen; how high a tree is depends on the random key of its repository.
+    assert!(reads.load(SeqCst) <= 24, "{} reads", reads.load(SeqCst));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -238,14 +238,14 @@ impl Context<'_> {
         exceptions: &mut BTreeMap<String, String>,
     ) -> Result<(Assembly, Vec<Job>)> {
         let average = bytes.checked_div(documents).unwrap_or(0).max(1);
-        let suggested = self.config.sizes.boundary_bits(average);
+        let suggested = self.config.cutting.boundary_bits(average);
         let bits = match self.known_bits.get(entry.namespace()) {
             // A collection whose documents have grown or shrunk beyond recognition is cut anew.
             Some(known) if known.abs_diff(suggested) <= 2 => *known,
             _ => suggested,
         };
         let mut assembly =
-            Assembly::new(Arc::clone(&self.store), Segmenter::new(&self.config.keys, self.config.sizes, bits), bits);
+            Assembly::new(Arc::clone(&self.store), Segmenter::new(&self.config.keys, self.config.cutting, bits), bits);
         let Some(namespace) = entry.data_namespace() else { return Ok((assembly, Vec::new())) };
         let order = ScanOrder::of(entry, self.deployment.server_version());
         let at = if entry.is_capped() && self.at.is_some() {
@@ -273,8 +273,7 @@ impl Context<'_> {
                 changing: self.transform.clone().map(|transform| Changing { transform, namespace: entry.namespace().clone() }),
                 keys,
                 store: Arc::clone(&self.store),
-                segmenter: Segmenter::new(&self.config.keys, self.config.sizes, bits),
-                bits,
+                segmenter: Segmenter::new(&self.config.keys, self.config.cutting, bits),
                 meter: Arc::clone(&self.meter),
                 metrics: self.metrics.clone(),
                 stop: self.stop.clone(),
@@ -315,7 +314,7 @@ impl Context<'_> {
         let namespace = entry.data_namespace().ok_or_else(|| Error::internal("a view has no documents"))?;
         let bits = older.boundary_bits;
         let average = older.bytes().checked_div(older.documents()).unwrap_or(0).max(1);
-        let segmenter = Segmenter::new(&self.config.keys, self.config.sizes, bits);
+        let segmenter = Segmenter::new(&self.config.keys, self.config.cutting, bits);
         let regrow = Regrow {
             repository: self.repository.clone(),
             source: self.source(namespace, ScanOrder::Id, self.at, average, budget),
@@ -347,7 +346,6 @@ struct Job {
     keys: KeyRange,
     store: Arc<SegmentStore>,
     segmenter: Segmenter,
-    bits: u8,
     meter: Arc<PhaseMeter>,
     metrics: BackupMetrics,
     stop: CancellationToken,
@@ -356,7 +354,7 @@ struct Job {
 impl Job {
     fn cutter(&self) -> Cutter {
         let head = if self.range == 0 { Head::Passed } else { Head::Open(Vec::new()) };
-        Cutter::new(Arc::clone(&self.store), self.segmenter.emptied(), self.bits, head)
+        Cutter::new(Arc::clone(&self.store), self.segmenter.emptied(), head)
     }
 }
 

@@ -302,8 +302,8 @@ impl Import {
     fn begin(&self, store: &Arc<SegmentStore>, first: &[u8]) -> Open {
         let config = self.repository.config();
         let count = documents_of(first).count().max(1);
-        let bits = config.sizes.boundary_bits((first.len() / count) as u64);
-        Open { assembly: Assembly::new(Arc::clone(store), Segmenter::new(&config.keys, config.sizes, bits), bits), bits }
+        let bits = config.cutting.boundary_bits((first.len() / count) as u64);
+        Open { assembly: Assembly::new(Arc::clone(store), Segmenter::new(&config.keys, config.cutting, bits), bits), bits }
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     config::Config,
     documents_of,
     manifest::SnapshotNamespace,
-    segment::{Content, Segment, Segmenter, is_anchor},
+    segment::{Content, Segment, Segmenter},
     store::{BlockWriter, SegmentStore},
     tree::{TreeBuilder, TreeEntry, TreeRoot},
 };
@@ -27,7 +27,6 @@ use super::{
 pub(crate) struct Cutter {
     pub(crate) blocks: BlockWriter,
     segmenter: Segmenter,
-    bits: u8,
     head: Head,
     entries: Vec<TreeEntry>,
 }
@@ -73,8 +72,8 @@ pub(crate) enum Head {
 }
 
 impl Cutter {
-    pub(crate) fn new(store: Arc<SegmentStore>, segmenter: Segmenter, bits: u8, head: Head) -> Self {
-        Self { blocks: BlockWriter::new(store), segmenter, bits, head, entries: Vec::new() }
+    pub(crate) fn new(store: Arc<SegmentStore>, segmenter: Segmenter, head: Head) -> Self {
+        Self { blocks: BlockWriter::new(store), segmenter, head, entries: Vec::new() }
     }
 
     pub(crate) fn take(&mut self, batch: &ScanBatch, changed_by: Option<&Changing>) -> Result<(u64, u64)> {
@@ -95,7 +94,7 @@ impl Cutter {
         let hash = self.segmenter.hasher().hash(document);
         if let Head::Open(head) = &mut self.head {
             head.extend_from_slice(document.as_bytes());
-            if is_anchor(hash, self.bits) {
+            if self.segmenter.is_anchor(hash) {
                 self.head = Head::Complete(std::mem::take(head));
             } else if head.len() > LONGEST_HEAD {
                 // Rare (one anchor is due every few segments), and only costs that this place is cut by chance.
@@ -158,7 +157,7 @@ impl Regrowth {
     pub(crate) fn new(store: Arc<SegmentStore>, segmenter: Segmenter, bits: u8) -> Self {
         let tree = Tree::new(Arc::clone(&store), bits);
         let blocks = BlockWriter::leaving_full_blocks(store);
-        let cutter = Cutter { blocks, segmenter, bits, head: Head::Passed, entries: Vec::new() };
+        let cutter = Cutter { blocks, segmenter, head: Head::Passed, entries: Vec::new() };
         Self { cutter, tree, below_nodes: 0, alone: 0 }
     }
 
@@ -247,7 +246,7 @@ impl Tree {
 impl Assembly {
     pub(crate) fn new(store: Arc<SegmentStore>, segmenter: Segmenter, bits: u8) -> Self {
         let tree = Tree::new(Arc::clone(&store), bits);
-        let cutter = Cutter::new(store, segmenter, bits, Head::Passed);
+        let cutter = Cutter::new(store, segmenter, Head::Passed);
         Self { bits, ranges: 0, next: 0, early: BTreeMap::new(), cutter, tree }
     }
 
@@ -355,7 +354,7 @@ impl Cutter {
 
 /// Holds an assembly's place while its cutter is away on a blocking thread.
 fn placeholder(like: &Cutter) -> Cutter {
-    Cutter::new(Arc::clone(like.blocks.store()), like.segmenter.emptied(), like.bits, Head::Passed)
+    Cutter::new(Arc::clone(like.blocks.store()), like.segmenter.emptied(), Head::Passed)
 }
 
 /// Stores the records of all namespaces as if they were one more collection.
@@ -364,8 +363,8 @@ pub(crate) async fn store_catalog(
     config: &Config,
     mut namespaces: impl Iterator<Item = SnapshotNamespace>,
 ) -> Result<TreeRoot> {
-    let bits = config.sizes.boundary_bits(1024);
-    let mut assembly = Assembly::new(Arc::clone(store), Segmenter::new(&config.keys, config.sizes, bits), bits);
+    let bits = config.cutting.boundary_bits(1024);
+    let mut assembly = Assembly::new(Arc::clone(store), Segmenter::new(&config.keys, config.cutting, bits), bits);
     loop {
         let some: Vec<SnapshotNamespace> = namespaces.by_ref().take(RECORDS_AT_ONCE).collect();
         if some.is_empty() {

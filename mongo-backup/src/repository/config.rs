@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::{
     cipher::{Cipher, random},
     envelope::{self, Magic},
-    segment::SegmentSizes,
+    segment::CuttingRule,
 };
 use crate::archive::ObjectName;
 
@@ -22,7 +22,7 @@ pub(crate) struct Config {
     pub(crate) keys: Keys,
     /// Seals everything but config and keys; none in a repository that is not encrypted.
     pub(crate) cipher: Option<Cipher>,
-    pub(crate) sizes: SegmentSizes,
+    pub(crate) cutting: CuttingRule,
     pub(crate) pack_bytes: u32,
     stored: StoredConfig,
 }
@@ -69,6 +69,9 @@ pub(crate) struct StoredConfig {
     segment_min_bytes: i64,
     segment_target_bytes: i64,
     segment_max_bytes: i64,
+    /// Not in the first repositories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    segment_anchor_bits: Option<i64>,
     pack_bytes: i64,
 }
 
@@ -80,7 +83,7 @@ impl std::fmt::Debug for StoredConfig {
 
 impl Config {
     /// The config of a new repository.
-    pub(crate) fn generate(sizes: SegmentSizes, pack_bytes: u32, encrypted: bool) -> Result<Self> {
+    pub(crate) fn generate(cutting: CuttingRule, pack_bytes: u32, encrypted: bool) -> Result<Self> {
         let (mut id, mut secret) = ([0; 16], [0; 32]);
         random(&mut id)?;
         random(&mut secret)?;
@@ -90,9 +93,10 @@ impl Config {
             created: DateTime::now(),
             secret: (!encrypted).then(|| binary(&secret)),
             cipher: encrypted.then(|| CIPHER.to_owned()),
-            segment_min_bytes: i64::from(sizes.min),
-            segment_target_bytes: i64::from(sizes.target),
-            segment_max_bytes: i64::from(sizes.max),
+            segment_min_bytes: i64::from(cutting.min),
+            segment_target_bytes: i64::from(cutting.target),
+            segment_max_bytes: i64::from(cutting.max),
+            segment_anchor_bits: Some(i64::from(cutting.anchor_bits)),
             pack_bytes: i64::from(pack_bytes),
         };
         stored.unlock(secret)
@@ -129,15 +133,16 @@ impl StoredConfig {
 
     /// The config with its secret.
     pub(crate) fn unlock(self, secret: [u8; 32]) -> Result<Config> {
-        let size = |size: i64| u32::try_from(size).map_err(|_| Error::corrupt("the repository's config has a size out of range"));
+        let size = |size: i64| u32::try_from(size).map_err(|_| out_of_range());
         let id = self.id.bytes.as_slice().try_into().map_err(|_| wrong_size())?;
         Ok(Config {
             cipher: self.is_encrypted().then(|| Cipher::new(&blake3::derive_key(SEALING, &secret), id)),
             keys: Keys::from_secret(secret),
-            sizes: SegmentSizes::new(
+            cutting: CuttingRule::new(
                 size(self.segment_min_bytes)?,
                 size(self.segment_target_bytes)?,
                 size(self.segment_max_bytes)?,
+                self.segment_anchor_bits.map_or(Ok(FIRST_ANCHOR_BITS), |bits| u8::try_from(bits).map_err(|_| out_of_range()))?,
             )?,
             pack_bytes: size(self.pack_bytes)?,
             stored: self,
@@ -150,10 +155,16 @@ pub(crate) fn sum(object: &[u8]) -> [u8; 32] {
     Sha256::digest(object).into()
 }
 
+fn out_of_range() -> Error {
+    Error::corrupt("the repository's config has a number out of range")
+}
+
 fn wrong_size() -> Error {
     Error::corrupt("the repository's config has a field of the wrong size")
 }
 
+/// What holds where the config does not say it.
+const FIRST_ANCHOR_BITS: u8 = 3;
 const CIPHER: &str = "xchacha20-poly1305";
 const DOCUMENTS: &str = "mongo-backup 2026-11 segment id of documents";
 const NODES: &str = "mongo-backup 2026-11 segment id of tree nodes";
@@ -179,12 +190,12 @@ mod tests {
     fn a_config_reads_as_it_was_written_and_shows_no_secret() {
         let name = ObjectName::new("config").unwrap();
         for encrypted in [false, true] {
-            let config = Config::generate(SegmentSizes::new(1, 2, 3).unwrap(), 4, encrypted).unwrap();
+            let config = Config::generate(CuttingRule::new(1, 2, 3, 4).unwrap(), 4, encrypted).unwrap();
             let object = config.to_object(&name).unwrap();
             let stored = StoredConfig::from_bytes(&envelope::open(Magic::CONFIG, &name, None, &object).unwrap()).unwrap();
             assert_eq!(stored.plain_secret().is_err(), encrypted);
             let read = stored.unlock(*config.keys.secret).unwrap();
-            assert_eq!((read.sizes, read.pack_bytes, read.cipher.is_some()), (config.sizes, 4, encrypted));
+            assert_eq!((read.cutting, read.pack_bytes, read.cipher.is_some()), (config.cutting, 4, encrypted));
             assert_eq!(read.to_object(&name).unwrap(), object);
             let needle = hex::encode(&config.keys.secret[..4]);
             assert!(!format!("{config:?}").contains(&needle));

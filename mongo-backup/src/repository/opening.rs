@@ -10,7 +10,7 @@ use super::{
     config::{self, Config, StoredConfig},
     envelope::{self, Magic},
     key::{Key, KeyId, KeyInfo, KeyRecord},
-    segment::SegmentSizes,
+    segment::CuttingRule,
 };
 use crate::{
     archive::{ArchiveSink, ObjectName, PutMode, PutOutcome},
@@ -77,8 +77,8 @@ impl Repository {
                 ));
             }
         }
-        let sizes = SegmentSizes::new(SEGMENT_MIN, SEGMENT_TARGET, SEGMENT_MAX)?;
-        let prepared = Config::generate(sizes, PACK_BYTES, !key.is_unencrypted())?;
+        let cutting = CuttingRule::new(SEGMENT_MIN, SEGMENT_TARGET, SEGMENT_MAX, ANCHOR_BITS)?;
+        let prepared = Config::generate(cutting, PACK_BYTES, !key.is_unencrypted())?;
         Ok(Self::with_config(archive, prepared, Some(key), None))
     }
 
@@ -345,9 +345,10 @@ fn key_name(id: &KeyId) -> Result<ObjectName> {
 }
 
 const KEYS: &str = "keys/";
-const SEGMENT_MIN: u32 = 12 << 10;
-const SEGMENT_TARGET: u32 = 24 << 10;
+const SEGMENT_MIN: u32 = 10 << 10;
+const SEGMENT_TARGET: u32 = 16 << 10;
 const SEGMENT_MAX: u32 = 64 << 10;
+const ANCHOR_BITS: u8 = 4;
 const PACK_BYTES: u32 = 16 << 20;
 
 #[cfg(test)]

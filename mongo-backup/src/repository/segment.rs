@@ -37,20 +37,22 @@ impl SegmentId {
     }
 }
 
-/// How large segments get.
+/// How long segments get, and where they end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SegmentSizes {
+pub(crate) struct CuttingRule {
     pub(crate) min: u32,
     pub(crate) target: u32,
     pub(crate) max: u32,
+    /// One boundary in 2 to the power of this ends a segment whatever its size.
+    pub(crate) anchor_bits: u8,
 }
 
-impl SegmentSizes {
-    pub(crate) fn new(min: u32, target: u32, max: u32) -> Result<Self> {
-        if min == 0 || min > target || target > max || max > MAX_MAX {
-            return Err(Error::corrupt("the repository's segment sizes make no sense"));
+impl CuttingRule {
+    pub(crate) fn new(min: u32, target: u32, max: u32, anchor_bits: u8) -> Result<Self> {
+        if min == 0 || min > target || target > max || max > MAX_MAX || anchor_bits > MAX_ANCHOR_BITS {
+            return Err(Error::corrupt("the repository's rule for cutting segments makes no sense"));
         }
-        Ok(Self { min, target, max })
+        Ok(Self { min, target, max, anchor_bits })
     }
 
     /// How many low bits of a hash must be zero for a boundary, for documents of an average size: a power of two of
@@ -73,7 +75,7 @@ pub(crate) struct Segment<'a> {
 /// Cuts documents into segments as they come.
 #[derive(Debug)]
 pub(crate) struct Segmenter {
-    sizes: SegmentSizes,
+    rule: CuttingRule,
     bits: u8,
     hasher: BoundaryHasher,
     open: Vec<u8>,
@@ -87,8 +89,8 @@ struct OpenDocument {
 }
 
 impl Segmenter {
-    pub(crate) fn new(keys: &Keys, sizes: SegmentSizes, bits: u8) -> Self {
-        Self { sizes, bits, hasher: BoundaryHasher::new(keys), open: Vec::new(), documents: Vec::new() }
+    pub(crate) fn new(keys: &Keys, rule: CuttingRule, bits: u8) -> Self {
+        Self { rule, bits, hasher: BoundaryHasher::new(keys), open: Vec::new(), documents: Vec::new() }
     }
 
     /// Another with the same rules and nothing in it.
@@ -100,11 +102,11 @@ impl Segmenter {
     pub(crate) fn push(&mut self, document: &[u8], hash: u64, emit: &mut impl FnMut(Segment<'_>) -> Result<()>) -> Result<()> {
         self.open.extend_from_slice(document);
         self.documents.push(OpenDocument { end: self.open.len(), hash });
-        while self.open.len() > self.sizes.max as usize {
+        while self.open.len() > self.rule.max as usize {
             let count = self.forced_cut();
             self.cut(count, emit)?;
         }
-        let large_enough = self.open.len() >= self.sizes.min as usize || is_anchor(hash, self.bits);
+        let large_enough = self.open.len() >= self.rule.min as usize || self.is_anchor(hash);
         if level(hash) >= self.bits && large_enough && !self.documents.is_empty() {
             return self.cut(self.documents.len(), emit);
         }
@@ -124,10 +126,16 @@ impl Segmenter {
         self.hasher
     }
 
+    /// Whether a segment ends behind a document with this hash, whatever its size. Two readers of neighbouring ranges agree on
+    /// these boundaries without having seen each other's documents.
+    pub(crate) fn is_anchor(&self, hash: u64) -> bool {
+        level(hash) >= self.bits.saturating_add(self.rule.anchor_bits)
+    }
+
     /// How many documents to cut off a run that got too long: up to the one with the smallest hash between the
     /// minimum and the maximum, so that two runs that meet again also cut alike again; else as many as fit; else one.
     fn forced_cut(&self) -> usize {
-        let (min, max) = (self.sizes.min as usize, self.sizes.max as usize);
+        let (min, max) = (self.rule.min as usize, self.rule.max as usize);
         let fitting = self.documents.iter().take_while(|document| document.end <= max).count();
         self.documents[..fitting]
             .iter()
@@ -175,14 +183,8 @@ pub(crate) fn level(hash: u64) -> u8 {
     u8::try_from(hash.trailing_zeros()).unwrap_or(64)
 }
 
-/// Whether a segment ends here whatever its size. Two readers of neighbouring ranges agree on these boundaries without
-/// having seen each other's documents.
-pub(crate) fn is_anchor(hash: u64, bits: u8) -> bool {
-    level(hash) >= bits.saturating_add(ANCHOR_BITS)
-}
-
-/// One boundary in four is an anchor.
-const ANCHOR_BITS: u8 = 3;
+/// With more than that no document would be an anchor.
+const MAX_ANCHOR_BITS: u8 = 32;
 const MAX_MAX: u32 = 16 << 20;
 
 #[cfg(test)]
@@ -198,8 +200,8 @@ mod tests {
         Keys::from_secret([7; 32])
     }
 
-    fn sizes() -> SegmentSizes {
-        SegmentSizes::new(200, 800, 3000).unwrap()
+    fn rule() -> CuttingRule {
+        CuttingRule::new(200, 800, 3000, 3).unwrap()
     }
 
     fn documents(range: impl Iterator<Item = i32>, size: usize) -> Vec<RawDocumentBuf> {
@@ -207,7 +209,7 @@ mod tests {
     }
 
     fn segments(documents: &[RawDocumentBuf]) -> Vec<Vec<u8>> {
-        let mut segmenter = Segmenter::new(&keys(), sizes(), 4);
+        let mut segmenter = Segmenter::new(&keys(), rule(), 4);
         let mut out = Vec::new();
         let mut emit = |segment: Segment<'_>| {
             out.push(segment.plain.to_vec());
@@ -252,7 +254,7 @@ mod tests {
     fn a_forced_cut_finds_back_to_the_others() {
         // No boundary at all: 40 bits never match, every cut is forced.
         let run = |documents: &[RawDocumentBuf]| {
-            let mut segmenter = Segmenter::new(&keys(), sizes(), 40);
+            let mut segmenter = Segmenter::new(&keys(), rule(), 40);
             let mut out = Vec::new();
             for document in documents {
                 let hash = segmenter.hasher().hash(document);

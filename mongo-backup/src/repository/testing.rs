@@ -38,7 +38,7 @@ async fn store_raw(repository: &Repository, documents: Vec<mongo_core::bson::Raw
     let (store, uploader) = SegmentStore::new(repository, 1)?;
     let store = Arc::new(store);
     let config = repository.config();
-    let mut segmenter = Segmenter::new(&config.keys, config.sizes, BITS);
+    let mut segmenter = Segmenter::new(&config.keys, config.cutting, BITS);
     let mut blocks = BlockWriter::new(Arc::clone(&store));
     let mut entries = Vec::new();
     let mut emit = |segment: super::segment::Segment<'_>| {
