@@ -200,7 +200,7 @@ impl Diff {
             self.repository.still_there(&snapshot.id).await?;
         }
         // Another process may have written since the repository was opened.
-        self.repository.reload_index().await?;
+        self.repository.refresh_index().await?;
         let mut left = self.repository.namespaces(&older).await?;
         let mut right = self.repository.namespaces(&newer).await?;
         let names = left.iter().chain(&right).map(SnapshotNamespace::namespace);

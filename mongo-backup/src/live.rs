@@ -116,7 +116,7 @@ impl LiveDiff {
 
     async fn compare(self) -> Result<LiveDiffReport> {
         let manifest = self.repository.snapshot(&self.snapshot).await?;
-        self.repository.reload_index().await?;
+        self.repository.refresh_index().await?;
         let mut stored = self.repository.namespaces(&manifest).await?;
         // Users and roles are no data, and every deployment has its own.
         stored.retain(|namespace| !crate::restore::is_authorization(namespace.namespace()));

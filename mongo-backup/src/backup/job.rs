@@ -35,7 +35,7 @@ pub(super) async fn make_snapshot(plan: BackupPlan<'_>, started: DateTime, sessi
         Ok((history, parent, catalog, at))
     };
     // Now that the backup is announced, what it finds stays.
-    let ((history, parent, catalog, at), ()) = tokio::try_join!(origin, backup.repository.reload_index())?;
+    let ((history, parent, catalog, at), ()) = tokio::try_join!(origin, backup.repository.refresh_index())?;
     if let Some(at) = at.filter(|_| backup.deployment.can_read_snapshots()) {
         job.converge(catalog, at, history, parent).await
     } else {
@@ -117,14 +117,14 @@ impl Job<'_> {
             backup.note(format!("{reason}: reading as it is, and then what has changed meanwhile"));
             history = backup.history().await?;
             // What was stored so far need not be stored again.
-            backup.repository.reload_index().await?;
+            backup.repository.refresh_index().await?;
             let (now, defined_at) = backup.choose_cluster_time(backup.read_catalog().await?).await?;
             let mut reading = self.read(now, When::Now { defined_at: Some(defined_at) }, history, &base).await?;
             reading.goes_on_from(last);
             let Some(known) = history else { return self.publish_as_read(reading, reason, parent).await };
             base = Parent::Older { id: None, catalog: reading.collected.catalog.clone(), from: known.beginning, set: known.set };
             history = backup.history().await?;
-            backup.repository.reload_index().await?;
+            backup.repository.refresh_index().await?;
             (catalog, at) = backup.choose_cluster_time(backup.read_catalog().await?).await?;
             last = Some(reading);
         }

@@ -205,7 +205,7 @@ impl Export {
 
     async fn contents(&self) -> Result<(SnapshotManifest, Vec<SnapshotNamespace>)> {
         let manifest = self.repository.snapshot(&self.snapshot).await?;
-        self.repository.reload_index().await?;
+        self.repository.refresh_index().await?;
         let mut namespaces = self.repository.namespaces(&manifest).await?;
         let names = namespaces.iter().map(SnapshotNamespace::namespace);
         if let [first, ..] = self.selection.unmatched(names).as_slice() {

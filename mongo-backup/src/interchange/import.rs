@@ -177,7 +177,7 @@ impl Import {
     }
 
     async fn make_snapshot(&self, started: DateTime, session: &Session, what: &str, reading: Reading) -> Result<ImportReport> {
-        self.repository.reload_index().await?;
+        self.repository.refresh_index().await?;
         let store = SegmentStore::new(&self.repository, self.compression_level)?;
         let ((mut taken, catalog), totals) = storing(store, &self.cancel, |store| self.store(store, reading)).await?;
         taken.left_out.sort();
@@ -211,7 +211,7 @@ impl Import {
             catalog,
         };
         session.publish(&manifest).await?;
-        if let Err(error) = self.repository.reload_index().await {
+        if let Err(error) = self.repository.refresh_index().await {
             tracing::warn!(error = %error.report(), "the index could not be read anew");
         }
         Ok(ImportReport {

@@ -39,6 +39,11 @@ impl Condemned {
         self.packs.contains(&pack)
     }
 
+    /// All packs on which nobody may rely.
+    pub(crate) fn packs(&self) -> &HashSet<PackId> {
+        &self.packs
+    }
+
     /// Whether a prune will look at a pack again.
     pub(crate) fn is_pending(&self, pack: PackId) -> bool {
         self.pending.contains(&pack)

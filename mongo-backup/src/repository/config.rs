@@ -187,6 +187,17 @@ mod tests {
     }
 
     #[test]
+    fn a_config_of_the_first_repositories_cuts_as_they_were_cut() {
+        let mut stored = Config::generate(CuttingRule::new(1, 2, 3, 4).unwrap(), 4, false).unwrap().stored;
+        stored.segment_anchor_bits = None;
+        let bytes = bson::serialize_to_vec(&stored).unwrap();
+        let secret = stored.plain_secret().unwrap();
+        let read = StoredConfig::from_bytes(&bytes).unwrap().unlock(secret).unwrap();
+        assert_eq!(read.cutting, CuttingRule::new(1, 2, 3, 3).unwrap());
+        assert_eq!(bson::serialize_to_vec(&read.stored).unwrap(), bytes);
+    }
+
+    #[test]
     fn a_config_reads_as_it_was_written_and_shows_no_secret() {
         let name = ObjectName::new("config").unwrap();
         for encrypted in [false, true] {

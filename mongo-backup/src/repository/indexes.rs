@@ -29,6 +29,44 @@ pub(crate) struct IndexReading {
     pub(crate) condemned: Condemned,
     /// Whether something that was listed was gone when it was to be read: a prune may have moved what it held to where was looked already.
     vanished: bool,
+    /// What it was read from, if all of that was there and could be read.
+    inventory: Option<Inventory>,
+}
+
+/// The index in use.
+#[derive(Debug, Default)]
+pub(super) struct CurrentIndex {
+    /// That of the reading that it comes from: one that began earlier never replaces one that began later.
+    number: u64,
+    index: Arc<Index>,
+    /// Index objects and directories that could not be read, and what is wrong with them.
+    damaged: Vec<(String, String)>,
+    inventory: Option<Inventory>,
+}
+
+/// What an index is read from, by names and sizes. None of it ever changes, so who finds the same again knows what it says.
+#[derive(Debug, PartialEq)]
+struct Inventory {
+    objects: HashMap<ObjectName, u64>,
+    packs: HashMap<PackId, u64>,
+    condemned: HashSet<PackId>,
+}
+
+/// The same, listed and not read yet.
+struct Listed {
+    condemned: Condemned,
+    objects: Vec<ObjectMeta>,
+    packs: HashMap<PackId, u64>,
+}
+
+impl Listed {
+    fn inventory(&self) -> Inventory {
+        Inventory {
+            objects: self.objects.iter().map(|object| (object.name.clone(), object.size)).collect(),
+            packs: self.packs.clone(),
+            condemned: self.condemned.packs().clone(),
+        }
+    }
 }
 
 impl IndexReading {
@@ -53,43 +91,75 @@ impl Repository {
     /// Clones share the index. Whoever has reloaded it finds a reading that began after the call, be it another's: what was condemned before is known.
     pub(crate) async fn reload_index(&self) -> Result<()> {
         let number = self.0.readings.fetch_add(1, SeqCst);
-        let reading = self.read_indexes().await?;
-        let damaged = reading.damaged.clone();
+        let listed = self.list_indexes().await?;
+        self.read_current_index(number, listed).await
+    }
+
+    /// As [`reload_index`](Self::reload_index), but nothing is read where the archive holds the same objects as when it was last read.
+    /// That one of them was damaged meanwhile, without another size, is not noticed.
+    pub(crate) async fn refresh_index(&self) -> Result<()> {
+        let number = self.0.readings.fetch_add(1, SeqCst);
+        let listed = self.list_indexes().await?;
+        {
+            let mut current = self.0.index.write().unwrap_or_else(PoisonError::into_inner);
+            if current.inventory.as_ref() == Some(&listed.inventory()) {
+                current.number = current.number.max(number);
+                return Ok(());
+            }
+        }
+        self.read_current_index(number, listed).await
+    }
+
+    async fn read_current_index(&self, number: u64, listed: Listed) -> Result<()> {
+        let mut reading = self.read_listed(listed).await?;
+        let (damaged, inventory) = (reading.damaged.clone(), reading.inventory.take());
         // Joining sorts what can be millions of rows.
         let index = tokio::task::spawn_blocking(move || reading.into_index()).await?;
         tracing::debug!(segments = index.len(), packs = index.packs().len(), "index read");
+        let inventory = inventory.filter(|_| index.unusable().is_empty());
         let mut current = self.0.index.write().unwrap_or_else(PoisonError::into_inner);
-        if current.0 < number {
-            *current = (number, Arc::new(index));
-            *self.0.damaged.write().unwrap_or_else(PoisonError::into_inner) = damaged;
+        if current.number < number {
+            *current = CurrentIndex { number, index: Arc::new(index), damaged, inventory };
         }
         Ok(())
     }
 
     pub(crate) async fn read_indexes(&self) -> Result<IndexReading> {
-        let mut reading = self.read_indexes_once().await?;
+        let listed = self.list_indexes().await?;
+        self.read_listed(listed).await
+    }
+
+    async fn read_listed(&self, listed: Listed) -> Result<IndexReading> {
+        let mut reading = self.read_listed_once(listed).await?;
         for _ in 0..READINGS {
             if !reading.vanished {
                 break;
             }
-            reading = self.read_indexes_once().await?;
+            let listed = self.list_indexes().await?;
+            reading = self.read_listed_once(listed).await?;
         }
         // What is gone every time is shown by a listing that lags behind.
         Ok(reading)
     }
 
-    async fn read_indexes_once(&self) -> Result<IndexReading> {
+    async fn list_indexes(&self) -> Result<Listed> {
         // What will go, before what is there: else a pack could be condemned in between, and be relied upon.
         let condemned = self.read_condemned().await?;
         // Index objects before packs: whoever writes at the same time writes packs before the index object that names them.
-        let listed: Vec<ObjectMeta> = self.archive().list(index::PREFIX).try_collect().await?;
+        let objects: Vec<ObjectMeta> = self.archive().list(index::PREFIX).try_collect().await?;
         let packs: HashMap<PackId, u64> = self
             .archive()
             .list(pack::PREFIX)
             .try_filter_map(|object| async move { Ok(PackId::from_object(&object.name).map(|id| (id, object.size))) })
             .try_collect()
             .await?;
-        let read: Vec<(ObjectName, Result<IndexPayload>)> = stream::iter(listed)
+        Ok(Listed { condemned, objects, packs })
+    }
+
+    async fn read_listed_once(&self, listed: Listed) -> Result<IndexReading> {
+        let inventory = listed.inventory();
+        let Listed { condemned, objects, packs } = listed;
+        let read: Vec<(ObjectName, Result<IndexPayload>)> = stream::iter(objects)
             .map(|object| async move {
                 let read = self.read_index(&object.name).await;
                 (object.name, read)
@@ -104,6 +174,7 @@ impl Repository {
             damaged: Vec::new(),
             condemned,
             vanished: false,
+            inventory: None,
         };
         for (name, read) in read {
             match read {
@@ -115,6 +186,8 @@ impl Repository {
         }
         self.find_unlisted(&mut reading).await?;
         self.read_unnamed(&mut reading).await?;
+        let is_whole = reading.damaged.is_empty() && !reading.vanished && reading.packs == inventory.packs;
+        reading.inventory = is_whole.then_some(inventory);
         Ok(reading)
     }
 
@@ -198,11 +271,11 @@ impl Repository {
 
     /// Index objects and directories that cannot be read, and what is wrong with them.
     pub(crate) fn damaged_indexes(&self) -> Vec<(String, String)> {
-        self.0.damaged.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner).damaged.clone()
     }
 
     pub(crate) fn index(&self) -> Arc<Index> {
-        Arc::clone(&self.0.index.read().unwrap_or_else(PoisonError::into_inner).1)
+        Arc::clone(&self.0.index.read().unwrap_or_else(PoisonError::into_inner).index)
     }
 
     /// The objects of packs that the index names but that are missing or have another size.
@@ -212,3 +285,70 @@ impl Repository {
 }
 
 const READINGS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{ArchiveSink as _, Key, MemoryArchive, PutMode, repository::testing};
+
+    async fn open(archive: &Arc<MemoryArchive>) -> Repository {
+        Repository::open_or_init_shared(Arc::<MemoryArchive>::clone(archive), Key::unencrypted()).await.unwrap()
+    }
+
+    async fn store(repository: &Repository, value: i32) {
+        let documents = (0..200).map(|id| (id, value)).collect();
+        testing::snapshot(repository, mongo_core::bson::DateTime::from_millis(i64::from(value)), &documents).await.unwrap();
+    }
+
+    /// Whether a refresh reads the index anew.
+    async fn is_read_anew(repository: &Repository) -> bool {
+        let before = repository.index();
+        repository.refresh_index().await.unwrap();
+        !Arc::ptr_eq(&before, &repository.index())
+    }
+
+    #[tokio::test]
+    async fn an_index_is_read_anew_when_something_was_added_condemned_or_lost_and_not_otherwise() {
+        let archive = Arc::new(MemoryArchive::new());
+        let (ours, others) = (open(&archive).await, open(&archive).await);
+        store(&ours, 1).await;
+        ours.refresh_index().await.unwrap();
+        assert!(!is_read_anew(&ours).await);
+
+        store(&others, 2).await;
+        assert!(is_read_anew(&ours).await);
+        assert!(!is_read_anew(&ours).await);
+        let packs: Vec<PackId> = ours.index().packs().iter().map(|pack| pack.id).collect();
+        assert_eq!(packs.len(), 4, "one of documents and one of the catalog for each snapshot");
+
+        others.condemn(&packs[..1], &[], mongo_core::bson::DateTime::now()).await.unwrap();
+        assert!(is_read_anew(&ours).await);
+        assert!(ours.index().packs().iter().any(|pack| pack.condemned));
+        assert!(!is_read_anew(&ours).await);
+
+        archive.put(&packs[1].object().unwrap(), bytes::Bytes::from_static(b"truncated"), PutMode::Replace).await.unwrap();
+        assert!(is_read_anew(&ours).await);
+        assert_eq!(ours.unusable_packs().len(), 1);
+        // What is not whole is looked at every time.
+        assert!(is_read_anew(&ours).await);
+    }
+
+    #[tokio::test]
+    async fn an_index_of_which_something_was_damaged_is_read_anew_every_time() {
+        let archive = Arc::new(MemoryArchive::new());
+        let repository = open(&archive).await;
+        store(&repository, 1).await;
+        repository.reload_index().await.unwrap();
+        let listed: Vec<ObjectMeta> = archive.list(index::PREFIX).try_collect().await.unwrap();
+        let whole = archive.get(&listed[0].name, None).await.unwrap();
+        let damaged = bytes::Bytes::from(vec![0; whole.len()]);
+        archive.put(&listed[0].name, damaged, PutMode::Replace).await.unwrap();
+        repository.reload_index().await.unwrap();
+        assert_eq!(repository.damaged_indexes().len(), 1);
+        archive.put(&listed[0].name, whole, PutMode::Replace).await.unwrap();
+        assert!(is_read_anew(&repository).await);
+        assert!(repository.damaged_indexes().is_empty());
+    }
+}

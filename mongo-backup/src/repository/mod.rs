@@ -34,7 +34,7 @@ use mongo_core::{Error, ErrorKind, Result, bson};
 use self::{
     config::Config,
     envelope::Magic,
-    index::Index,
+    indexes::CurrentIndex,
     key::{Key, KeyId},
     manifest::{SnapshotId, SnapshotManifest, SnapshotNamespace},
     segment::Content,
@@ -67,11 +67,8 @@ struct Inner {
     /// The key of a repository that is not in the archive yet; the first backup puts it there.
     unmade: tokio::sync::Mutex<Option<Key>>,
     opened_with: RwLock<Option<KeyId>>,
-    /// With the number of the reading that it comes from: one that began earlier never replaces one that began later.
-    index: RwLock<(u64, Arc<Index>)>,
+    index: RwLock<CurrentIndex>,
     readings: AtomicU64,
-    /// Index objects that could not be read when the index was, and what is wrong with them.
-    damaged: RwLock<Vec<(String, String)>>,
 }
 
 /// The snapshots of a repository.

@@ -90,7 +90,6 @@ impl Repository {
             opened_with: RwLock::new(opened_with),
             index: RwLock::default(),
             readings: AtomicU64::new(1),
-            damaged: RwLock::default(),
         };
         Self(Arc::new(inner), None)
     }
@@ -346,7 +345,7 @@ fn key_name(id: &KeyId) -> Result<ObjectName> {
 
 const KEYS: &str = "keys/";
 const SEGMENT_MIN: u32 = 10 << 10;
-const SEGMENT_TARGET: u32 = 16 << 10;
+const SEGMENT_TARGET: u32 = 14 << 10;
 const SEGMENT_MAX: u32 = 64 << 10;
 const ANCHOR_BITS: u8 = 4;
 const PACK_BYTES: u32 = 16 << 20;

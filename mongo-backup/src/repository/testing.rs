@@ -77,7 +77,7 @@ impl Steps {
         let id = SnapshotId::generate(started)?;
         repository.make().await?;
         repository.announce(&id, started, 0, Purpose::Backup).await?;
-        repository.reload_index().await?;
+        repository.refresh_index().await?;
         Ok(Self { repository: repository.clone(), id, started, manifest: None })
     }
 

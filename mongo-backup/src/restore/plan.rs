@@ -35,7 +35,7 @@ impl Restore {
         }
         let (manifest, timeline) = self.find_snapshot().await?;
         // Another process may have written the snapshot since the repository was opened.
-        self.repository.reload_index().await?;
+        self.repository.refresh_index().await?;
         let all = self.repository.namespaces(&manifest).await?;
         let (authorization, all): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|namespace| is_authorization(namespace.namespace()));

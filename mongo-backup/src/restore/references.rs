@@ -25,7 +25,7 @@ impl Repository {
     /// `NotFound` for an unknown snapshot, `CorruptData` when it is damaged.
     pub async fn find_references(&self, snapshot: &SnapshotChoice, selection: &NamespaceSelection) -> Result<Vec<Reference>> {
         let manifest = self.snapshot(snapshot).await?;
-        self.reload_index().await?;
+        self.refresh_index().await?;
         let mut collections = self.namespaces(&manifest).await?;
         collections.retain(|collection| {
             let namespace = collection.namespace();

@@ -60,7 +60,7 @@ impl RestorePlan<'_> {
         let Self { restore, manifest, journey, items, authorization, checkpoint, resumed } = &self;
         restore.repository.still_there(&manifest.id).await?;
         // A prune may have moved what the snapshot needs since the plan was made.
-        restore.repository.reload_index().await?;
+        restore.repository.refresh_index().await?;
         if restore.settings.all_or_nothing {
             return self.execute_at_once(&clock).await;
         }
