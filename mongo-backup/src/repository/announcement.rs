@@ -193,7 +193,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Announces a backup. The index must be read after this.
+    /// Announces a backup. The index must be read after this, or found to be what was read before.
     pub(crate) async fn begin(repository: &Repository, started: DateTime) -> Result<Self> {
         let announcement = Announcement::begin(repository, started, Purpose::Backup).await?;
         let session = Self { announcement, publishing: AtomicBool::new(false) };

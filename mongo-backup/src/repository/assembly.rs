@@ -97,7 +97,7 @@ impl Cutter {
             if self.segmenter.is_anchor(hash) {
                 self.head = Head::Complete(std::mem::take(head));
             } else if head.len() > LONGEST_HEAD {
-                // Rare (one anchor is due every few segments), and only costs that this place is cut by chance.
+                // Only where documents are large: one in so many is an anchor. It costs that this place is cut by chance.
                 let head = std::mem::take(head);
                 self.head = Head::Passed;
                 for document in documents_of(&head) {

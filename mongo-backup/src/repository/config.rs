@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) cipher: Option<Cipher>,
     pub(crate) cutting: CuttingRule,
     pub(crate) pack_bytes: u32,
+    /// The [sum](sum()) of the object from which it was read, if it was. That may hold fields that are not known here.
+    pub(crate) read_from: Option<[u8; 32]>,
     stored: StoredConfig,
 }
 
@@ -145,6 +147,7 @@ impl StoredConfig {
                 self.segment_anchor_bits.map_or(Ok(FIRST_ANCHOR_BITS), |bits| u8::try_from(bits).map_err(|_| out_of_range()))?,
             )?,
             pack_bytes: size(self.pack_bytes)?,
+            read_from: None,
             stored: self,
         })
     }

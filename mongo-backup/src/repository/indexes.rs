@@ -88,7 +88,8 @@ impl IndexReading {
 impl Repository {
     /// Reads the index anew, and trusts only what lies in packs that are there with the size they should have.
     ///
-    /// Clones share the index. Whoever has reloaded it finds a reading that began after the call, be it another's: what was condemned before is known.
+    /// Clones share the index. Whoever has reloaded it finds a reading that began after the call, be it another's, or one that would have read the same: what
+    /// was condemned before is known.
     pub(crate) async fn reload_index(&self) -> Result<()> {
         let number = self.0.readings.fetch_add(1, SeqCst);
         let listed = self.list_indexes().await?;
@@ -100,12 +101,10 @@ impl Repository {
     pub(crate) async fn refresh_index(&self) -> Result<()> {
         let number = self.0.readings.fetch_add(1, SeqCst);
         let listed = self.list_indexes().await?;
-        {
-            let mut current = self.0.index.write().unwrap_or_else(PoisonError::into_inner);
-            if current.inventory.as_ref() == Some(&listed.inventory()) {
-                current.number = current.number.max(number);
-                return Ok(());
-            }
+        let inventory = listed.inventory();
+        // Its number stays: what somebody else is reading in full, and may find damaged, is not outdone by having looked at names.
+        if self.0.index.read().unwrap_or_else(PoisonError::into_inner).inventory.as_ref() == Some(&inventory) {
+            return Ok(());
         }
         self.read_current_index(number, listed).await
     }
@@ -333,6 +332,62 @@ mod tests {
         assert_eq!(ours.unusable_packs().len(), 1);
         // What is not whole is looked at every time.
         assert!(is_read_anew(&ours).await);
+    }
+
+    /// Lets nobody read index objects while it is shut.
+    #[derive(Debug)]
+    struct Gate {
+        archive: Arc<MemoryArchive>,
+        open: tokio::sync::watch::Sender<bool>,
+        reading: tokio::sync::watch::Sender<bool>,
+    }
+
+    #[async_trait::async_trait]
+    impl crate::ArchiveSink for Gate {
+        fn describe(&self) -> String {
+            self.archive.describe()
+        }
+        async fn put(&self, name: &ObjectName, bytes: bytes::Bytes, mode: PutMode) -> Result<crate::PutOutcome> {
+            self.archive.put(name, bytes, mode).await
+        }
+        async fn get(&self, name: &ObjectName, range: Option<std::ops::Range<u64>>) -> Result<bytes::Bytes> {
+            if name.as_str().starts_with(index::PREFIX) {
+                self.reading.send_replace(true);
+                self.open.subscribe().wait_for(|open| *open).await.unwrap();
+            }
+            self.archive.get(name, range).await
+        }
+        fn list(&self, prefix: &str) -> stream::BoxStream<'static, Result<ObjectMeta>> {
+            self.archive.list(prefix)
+        }
+        async fn delete(&self, name: &ObjectName) -> Result<()> {
+            self.archive.delete(name).await
+        }
+        async fn head(&self, name: &ObjectName) -> Result<ObjectMeta> {
+            self.archive.head(name).await
+        }
+    }
+
+    #[tokio::test]
+    async fn damage_that_a_full_reading_finds_is_told_though_somebody_has_refreshed_meanwhile() {
+        let archive = Arc::new(MemoryArchive::new());
+        store(&open(&archive).await, 1).await;
+        let flag = |value| tokio::sync::watch::Sender::new(value);
+        let gate = Arc::new(Gate { archive: Arc::clone(&archive), open: flag(true), reading: flag(false) });
+        let repository = Repository::open_shared(Arc::<Gate>::clone(&gate), Key::unencrypted()).await.unwrap();
+        let listed: Vec<ObjectMeta> = archive.list(index::PREFIX).try_collect().await.unwrap();
+        let length = archive.get(&listed[0].name, None).await.unwrap().len();
+        archive.put(&listed[0].name, bytes::Bytes::from(vec![0; length]), PutMode::Replace).await.unwrap();
+
+        gate.open.send_replace(false);
+        gate.reading.send_replace(false);
+        let (full, ()) = tokio::join!(repository.reload_index(), async {
+            gate.reading.subscribe().wait_for(|reading| *reading).await.unwrap();
+            repository.refresh_index().await.unwrap();
+            gate.open.send_replace(true);
+        });
+        full.unwrap();
+        assert_eq!(repository.damaged_indexes().len(), 1);
     }
 
     #[tokio::test]

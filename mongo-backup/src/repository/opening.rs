@@ -172,8 +172,12 @@ impl Repository {
         }
         key.check()?;
         self.make().await?;
-        let object = self.config().to_object(&config_name()?)?;
-        self.put_key(key, label, config::sum(&object)).await
+        let config = self.config();
+        let sum = match config.read_from {
+            Some(sum) => sum,
+            None => config::sum(&config.to_object(&config_name()?)?),
+        };
+        self.put_key(key, label, sum).await
     }
 
     /// Removes a key: from now on it opens nothing.
@@ -294,7 +298,9 @@ async fn unlock(
         let key = key.clone();
         match tokio::task::spawn_blocking(move || record.unwrap(&key)).await? {
             Ok(Some(opened)) if opened.config_sum == sum => {
-                return Ok((stored.unlock(*opened.secret)?, Some(id)));
+                let mut config = stored.unlock(*opened.secret)?;
+                config.read_from = Some(sum);
+                return Ok((config, Some(id)));
             }
             Ok(Some(_)) => foreign += 1,
             Ok(None) => {}
@@ -386,6 +392,27 @@ mod tests {
         assert_eq!(keys.iter().map(|key| (key.kind, key.in_use)).collect::<Vec<_>>(), [(KeyKind::Passphrase, true)]);
         let last = repository.remove_key(&keys[0].id).await.unwrap_err();
         assert_eq!(last.kind(), ErrorKind::Conflict);
+    }
+
+    #[tokio::test]
+    async fn a_config_with_fields_of_a_later_version_is_opened_by_the_keys_that_are_added_and_rotated() {
+        let (archive, repository) = made(&host(1)).await;
+        let name = config_name().unwrap();
+        let object = archive.get(&name, None).await.unwrap();
+        let payload = envelope::open(Magic::CONFIG, &name, None, &object).unwrap();
+        let mut later: mongo_core::bson::Document = mongo_core::bson::deserialize_from_slice(&payload).unwrap();
+        later.insert("somethingNew", 1);
+        let payload = mongo_core::bson::serialize_to_vec(&later).unwrap();
+        let object = envelope::seal(Magic::CONFIG, Some(&name), None, &payload).unwrap();
+        repository.put_key(&host(2), "of the later version", config::sum(&object)).await.unwrap();
+        archive.put(&name, object, PutMode::Replace).await.unwrap();
+
+        let opened = Repository::open_shared(Arc::<MemoryArchive>::clone(&archive), host(2)).await.unwrap();
+        opened.add_key(&host(3), "added").await.unwrap();
+        opened.rotate_key(&host(4), "rotated").await.unwrap();
+        for byte in [3, 4] {
+            assert_eq!(kind_of_opening(&archive, host(byte)).await, None, "{byte}");
+        }
     }
 
     #[tokio::test]

@@ -183,7 +183,7 @@ pub(crate) fn level(hash: u64) -> u8 {
     u8::try_from(hash.trailing_zeros()).unwrap_or(64)
 }
 
-/// With more than that no document would be an anchor.
+/// With more than that hardly any collection would ever have an anchor.
 const MAX_ANCHOR_BITS: u8 = 32;
 const MAX_MAX: u32 = 16 << 20;
 
