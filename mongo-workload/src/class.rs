@@ -1,0 +1,254 @@
+//! Classes of work, as data.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use mongo_core::{Error, Result};
+
+/// One class of work: what share it gets, how much of it may be under way, and within which limits each of its operations runs.
+///
+/// Made by [`Class::new`] and changed field by field; [`Classes::new`] checks them all.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+#[non_exhaustive]
+pub struct Class {
+    /// Its name, also the label in metrics. At most 64 letters, digits, `_`, `-` and `.`.
+    pub name: String,
+    /// Its share of the time that operations take on the server, against the weights of the other classes that have work waiting. Default 1.
+    pub weight: NonZeroU32,
+    /// Operations of it that may be under way at once. Default 64.
+    pub max_concurrent: u32,
+    /// Of the operations that may be under way in all, so many are kept for this class while it has had work within the last
+    /// [`RESERVED_FOR`]; otherwise they are lent to the others. Default 0.
+    pub reserved: u32,
+    /// Bytes that operations of it under way may need together, as their submitters say. One that needs more than all of it is refused. Default 256 MiB.
+    pub max_memory_bytes: u64,
+    /// Operations of it that may wait; more are refused at once. Default 1000.
+    pub max_queued: u32,
+    /// What is given to the server as `maxTimeMS`, and the longest that an operation may take with its wait. Default 15 s.
+    pub time_limit: Duration,
+    /// Documents in a batch. Default 100.
+    pub batch_size: u32,
+    /// Who has waited longer than this goes before its turn, by age alone: see the starvation bound in the crate's docs. Default 30 s.
+    pub ages_after: Duration,
+    /// How often work may be submitted. Default: as often as one likes.
+    pub rate: Option<Rate>,
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
+pub struct Rate {
+    /// So often a second, in the long run.
+    pub per_second: f64,
+    /// So often at once, after a quiet time; at least 1.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// So often a second in the long run, and `burst` times at once.
+    pub fn new(per_second: f64, burst: u32) -> Self {
+        Self { per_second, burst }
+    }
+}
+
+impl Default for Class {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            weight: NonZeroU32::MIN,
+            max_concurrent: 64,
+            reserved: 0,
+            max_memory_bytes: 256 << 20,
+            max_queued: 1000,
+            time_limit: Duration::from_secs(15),
+            batch_size: 100,
+            ages_after: Duration::from_secs(30),
+            rate: None,
+        }
+    }
+}
+
+impl Class {
+    /// A class with this name and the defaults of every field.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |what: &'static str| Err(Error::invalid(what).with_context("class", self.name.escape_debug()));
+        let is_name = |name: &str| {
+            (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+        };
+        if !is_name(&self.name) {
+            return wrong("a class needs a name of 1 to 64 letters, digits, '_', '-' and '.'");
+        }
+        if self.max_concurrent == 0 {
+            return wrong("a class that may have nothing under way never does anything: set max_concurrent to 1 or more");
+        }
+        if self.reserved > self.max_concurrent {
+            return wrong("more is reserved for a class than may be under way of it: lower reserved or raise max_concurrent");
+        }
+        if self.time_limit < Duration::from_millis(1) || self.time_limit > LONGEST {
+            return wrong("a time limit lies between a millisecond and a day");
+        }
+        if self.batch_size == 0 {
+            return wrong("a batch holds at least one document: set batch_size to 1 or more");
+        }
+        match self.rate {
+            Some(rate) if !(rate.per_second.is_finite() && rate.per_second > 0.0) || rate.burst == 0 => {
+                wrong("a rate is a number above 0 a second and a burst of at least 1")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The classes of a manager, the most urgent first.
+///
+/// The default is what most services need:
+///
+/// | class | weight | time limit | batch | waits at most | ages after |
+/// |---|---|---|---|---|---|
+/// | `critical` | 8 | 60 s | 1000 | 1000 | 5 s |
+/// | `high` | 4 | 30 s | 500 | 1000 | 10 s |
+/// | `normal` | 2 | 15 s | 100 | 1000 | 20 s |
+/// | `low` | 1 | 5 s | 10 | 1000 | 60 s |
+///
+/// ```
+/// use mongo_workload::{Class, Classes};
+///
+/// let mut report = Class::new("reports");
+/// report.max_concurrent = 2;
+/// let mut classes: Vec<Class> = Classes::default().iter().cloned().collect();
+/// classes.push(report);
+/// let classes = Classes::new(classes)?;
+/// assert_eq!(classes.iter().last().map(|class| class.name.as_str()), Some("reports"));
+/// # Ok::<(), mongo_core::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classes(Vec<Class>);
+
+/// A class of a [`Classes`], by its place in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ClassIndex(pub(crate) usize);
+
+impl Classes {
+    /// Checks classes, of which the first is the most urgent.
+    ///
+    /// # Errors
+    /// `InvalidInput` for no class at all, two of one name, or a field out of range; the message names the class.
+    pub fn new(classes: Vec<Class>) -> Result<Self> {
+        if classes.is_empty() || classes.len() > MOST_CLASSES {
+            return Err(Error::invalid("a manager has between 1 and 64 classes"));
+        }
+        for (position, class) in classes.iter().enumerate() {
+            class.check()?;
+            if classes[..position].iter().any(|other| other.name == class.name) {
+                return Err(Error::invalid("two classes have one name").with_context("class", &class.name));
+            }
+        }
+        Ok(Self(classes))
+    }
+
+    /// The classes, the most urgent first.
+    pub fn iter(&self) -> std::slice::Iter<'_, Class> {
+        self.0.iter()
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<ClassIndex> {
+        let position = self.0.iter().position(|class| class.name == name);
+        position.map(ClassIndex).ok_or_else(|| {
+            let known: Vec<&str> = self.0.iter().map(|class| class.name.as_str()).collect();
+            Error::invalid("no class has this name")
+                .with_context("class", name.escape_debug())
+                .with_context("known", known.join(" "))
+        })
+    }
+
+    /// The next less urgent class, if there is one.
+    pub(crate) fn below(&self, index: ClassIndex) -> Option<ClassIndex> {
+        (index.0 + 1 < self.0.len()).then_some(ClassIndex(index.0 + 1))
+    }
+}
+
+impl std::ops::Index<ClassIndex> for Classes {
+    type Output = Class;
+
+    /// An index comes from [`find`](Classes::find) or [`below`](Classes::below) of the same classes.
+    fn index(&self, index: ClassIndex) -> &Class {
+        &self.0[index.0]
+    }
+}
+
+impl<'a> IntoIterator for &'a Classes {
+    type Item = &'a Class;
+    type IntoIter = std::slice::Iter<'a, Class>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl Default for Classes {
+    fn default() -> Self {
+        let class = |name: &str, weight: NonZeroU32, time_limit, batch_size, ages_after| Class {
+            weight,
+            time_limit: Duration::from_secs(time_limit),
+            batch_size,
+            ages_after: Duration::from_secs(ages_after),
+            ..Class::new(name)
+        };
+        let one = NonZeroU32::MIN;
+        Self(vec![
+            class("critical", one.saturating_add(7), 60, 1000, 5),
+            class("high", one.saturating_add(3), 30, 500, 10),
+            class("normal", one.saturating_add(1), 15, 100, 20),
+            class("low", one, 5, 10, 60),
+        ])
+    }
+}
+
+/// How long after its last work the reservation of a class stands.
+pub const RESERVED_FOR: Duration = Duration::from_secs(5);
+const MOST_CLASSES: usize = 64;
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_classes_are_those_that_were_asked_for() {
+        let classes = Classes::default();
+        assert_eq!(Classes::new(classes.0.clone()).unwrap(), classes);
+        let told: Vec<_> =
+            classes.iter().map(|class| (class.name.as_str(), class.time_limit.as_secs(), class.batch_size)).collect();
+        assert_eq!(told, [("critical", 60, 1000), ("high", 30, 500), ("normal", 15, 100), ("low", 5, 10)]);
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_class() {
+        let refused = |change: fn(&mut Class)| {
+            let mut class = Class::new("reports");
+            change(&mut class);
+            Classes::new(vec![class]).unwrap_err().to_string()
+        };
+        for (what, error) in [
+            ("name", refused(|class| class.name = "two words".to_owned())),
+            ("max_concurrent", refused(|class| class.max_concurrent = 0)),
+            ("reserved", refused(|class| class.reserved = 65)),
+            ("time limit", refused(|class| class.time_limit = Duration::ZERO)),
+            ("batch_size", refused(|class| class.batch_size = 0)),
+            ("rate", refused(|class| class.rate = Some(Rate::new(f64::NAN, 1)))),
+            ("burst", refused(|class| class.rate = Some(Rate::new(1.0, 0)))),
+        ] {
+            assert!(error.contains(what) && error.contains("class: "), "{error}");
+        }
+        let twice = Classes::new(vec![Class::new("a"), Class::new("a")]).unwrap_err();
+        assert!(twice.to_string().contains("one name"), "{twice}");
+        assert!(Classes::new(Vec::new()).is_err());
+        let unknown = Classes::default().find("urgent").unwrap_err();
+        assert!(unknown.to_string().contains("critical high normal low"), "{unknown}");
+    }
+}

@@ -1,0 +1,117 @@
+//! The metrics of a manager.
+
+use std::{sync::Arc, time::Duration};
+
+use mongo_core::metrics::{Counter, Gauge, Histogram, MetricsSink};
+
+use crate::class::Classes;
+
+/// The metrics of each class, in the order of the classes.
+#[derive(Debug)]
+pub(crate) struct Instruments(Vec<ClassInstruments>);
+
+#[derive(Debug)]
+pub(crate) struct ClassInstruments {
+    waiting: Arc<dyn Gauge>,
+    running: Arc<dyn Gauge>,
+    wait: Arc<dyn Histogram>,
+    service: Arc<dyn Histogram>,
+    outcomes: [Arc<dyn Counter>; 4],
+    refusals: [Arc<dyn Counter>; 4],
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Completed,
+    Failed,
+    TimedOut,
+    Cancelled,
+}
+
+/// Why an operation was not even let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RefusedFor {
+    Rate,
+    Queue,
+    Deadline,
+    Memory,
+}
+
+impl Instruments {
+    pub(crate) fn new(sink: &dyn MetricsSink, classes: &Classes) -> Self {
+        Self(classes.iter().map(|class| ClassInstruments::new(sink, &class.name)).collect())
+    }
+
+    pub(crate) fn of(&self, class: usize) -> Option<&ClassInstruments> {
+        self.0.get(class)
+    }
+}
+
+impl ClassInstruments {
+    fn new(sink: &dyn MetricsSink, class: &str) -> Self {
+        let labels = [("class", class)];
+        let outcome = |outcome: &str| {
+            let help = "Operations that ended, by how.";
+            sink.counter("mongo_workload_operations_total", help, &[("class", class), ("outcome", outcome)])
+        };
+        let refusal = |reason: &str| {
+            let help = "Operations that were not let in, by why.";
+            sink.counter("mongo_workload_refused_total", help, &[("class", class), ("reason", reason)])
+        };
+        Self {
+            waiting: sink.gauge("mongo_workload_waiting", "Operations that wait.", &labels),
+            running: sink.gauge("mongo_workload_running", "Operations under way.", &labels),
+            wait: sink.histogram(
+                "mongo_workload_wait_seconds",
+                "How long operations waited before they began.",
+                &labels,
+                SECONDS,
+            ),
+            service: sink.histogram("mongo_workload_service_seconds", "How long operations took once begun.", &labels, SECONDS),
+            outcomes: ["completed", "failed", "timed_out", "cancelled"].map(outcome),
+            refusals: ["rate", "queue", "deadline", "memory"].map(refusal),
+        }
+    }
+
+    pub(crate) fn counts(&self, (running, waiting): (u32, u32)) {
+        self.running.set(f64::from(running));
+        self.waiting.set(f64::from(waiting));
+    }
+
+    pub(crate) fn began(&self, waited: Duration) {
+        self.wait.record(waited.as_secs_f64());
+    }
+
+    pub(crate) fn served(&self, took: Duration) {
+        self.service.record(took.as_secs_f64());
+    }
+
+    pub(crate) fn ended(&self, outcome: Outcome) {
+        let [completed, failed, timed_out, cancelled] = &self.outcomes;
+        match outcome {
+            Outcome::Completed => completed,
+            Outcome::Failed => failed,
+            Outcome::TimedOut => timed_out,
+            Outcome::Cancelled => cancelled,
+        }
+        .add(1);
+    }
+
+    pub(crate) fn refused(&self, reason: RefusedFor) {
+        let [rate, queue, deadline, memory] = &self.refusals;
+        match reason {
+            RefusedFor::Rate => rate,
+            RefusedFor::Queue => queue,
+            RefusedFor::Deadline => deadline,
+            RefusedFor::Memory => memory,
+        }
+        .add(1);
+    }
+}
+
+/// From a quarter of a millisecond to a minute and a bit, by factors of two.
+const SECONDS: &[f64] = &[
+    0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
+    32.768, 65.536,
+];

@@ -1,0 +1,339 @@
+//! The manager: lets operations in, in their order, and runs them.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mongo_core::{
+    CancellationToken, Error, ErrorKind, Result, RetryBudget, RetryPolicy,
+    metrics::{MetricsSink, NoMetrics},
+    retry,
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    class::{Class, ClassIndex, Classes},
+    cost::Costs,
+    instruments::{ClassInstruments, Instruments, Outcome, RefusedFor},
+    job::Progress,
+    permit::{Entry, Permit, Waiter},
+    rate::RateLimit,
+    schedule::{Access, Scheduler, WaitingId},
+    submission::Submission,
+};
+
+/// What a manager is made with.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ManagerSettings {
+    /// The classes. Default: those of [`Classes::default`].
+    pub classes: Classes,
+    /// Operations of each [`Access`] that may be under way at once. Default 32.
+    pub slots: NonZeroU32,
+    /// How failures other than timeouts are tried again, where that is harmless. Default: not at all, as the driver has tried already.
+    pub retry: RetryPolicy,
+}
+
+impl Default for ManagerSettings {
+    fn default() -> Self {
+        Self { classes: Classes::default(), slots: NonZeroU32::MIN.saturating_add(31), retry: RetryPolicy::never() }
+    }
+}
+
+/// Lets operations begin in the order that their classes deserve. Clones share it.
+///
+/// See the [crate's docs](crate) for what it promises.
+///
+/// ```
+/// use mongo_workload::{Manager, ManagerSettings, Submission};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> mongo_core::Result<()> {
+/// let manager = Manager::new(ManagerSettings::default());
+/// let count = Submission::read("high").shape("count orders");
+/// let found = manager.run(&count, |limits| async move {
+///     // collection.count_documents(filter).max_time(limits.max_time).comment(limits.comment).await
+///     Ok(limits.batch_size)
+/// });
+/// assert_eq!(found.await?, 500);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Manager(Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    classes: Classes,
+    retry: RetryPolicy,
+    budget: RetryBudget,
+    pub(crate) instruments: Instruments,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) rates: Vec<Option<RateLimit>>,
+    pub(crate) costs: Costs,
+    /// Whom to tell that it may begin.
+    pub(crate) waiting: HashMap<WaitingId, Waiter>,
+}
+
+/// What an operation is to keep to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// The class in which it runs: a lower one than it was submitted with after a timeout.
+    pub class: String,
+    /// What is left of its time, for `maxTimeMS`. Whatever takes longer is dropped.
+    pub max_time: Duration,
+    /// Documents in a batch.
+    pub batch_size: u32,
+    /// For the operation's `comment`, so that it is found in the server's log and by `$currentOp`: the class and the attempt.
+    pub comment: String,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+}
+
+/// How many operations of a kind may be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Slots {
+    /// At once.
+    pub total: u32,
+    /// Now.
+    pub busy: u32,
+}
+
+/// How it stands with a class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClassStatus {
+    /// Its name.
+    pub class: String,
+    /// Operations under way.
+    pub running: u32,
+    /// Operations that wait.
+    pub waiting: u32,
+    /// How long the oldest of them has waited.
+    pub oldest_wait: Option<Duration>,
+}
+
+impl Manager {
+    /// A manager that tells nobody of its metrics.
+    pub fn new(settings: ManagerSettings) -> Self {
+        Self::with_metrics(settings, &NoMetrics)
+    }
+
+    /// A manager that tells `metrics` of every class: what waits and runs (`mongo_workload_waiting`, `mongo_workload_running`), for how long
+    /// (`mongo_workload_wait_seconds`, `mongo_workload_service_seconds`), how it ended (`mongo_workload_operations_total` by `outcome`) and what was not
+    /// let in (`mongo_workload_refused_total` by `reason`).
+    pub fn with_metrics(settings: ManagerSettings, metrics: &dyn MetricsSink) -> Self {
+        let ManagerSettings { classes, slots, retry } = settings;
+        let state = State {
+            scheduler: Scheduler::new(&classes, slots.get()),
+            rates: classes.iter().map(|class| class.rate.map(RateLimit::new)).collect(),
+            costs: Costs::default(),
+            waiting: HashMap::new(),
+        };
+        Self(Arc::new(Inner {
+            instruments: Instruments::new(metrics, &classes),
+            classes,
+            retry,
+            budget: RetryBudget::default(),
+            started: Instant::now(),
+            state: Mutex::new(state),
+        }))
+    }
+
+    /// Runs `work` when its turn comes, within the limits that it is given.
+    ///
+    /// What times out, waiting or at work, is tried again at the next lower class, three times at most; a write that has begun only if it is
+    /// [idempotent](Submission::idempotent). Other failures are tried again as the [settings](ManagerSettings::retry) say, under the same
+    /// condition. Between attempts nothing is held.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a class that there is not, or more memory than it may ever have; `Unavailable` at once where too much waits, comes
+    /// too often, or would not be done in time; `Timeout` when the time was up; and whatever `work` returns.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up its place, or drops the work and gives its slot to the next.
+    pub async fn run<T, F, Fut>(&self, submission: &Submission, work: F) -> Result<T>
+    where
+        F: Fn(Limits) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
+    {
+        self.run_with(submission, work, &Progress::default()).await
+    }
+
+    pub(crate) async fn run_with<T, F, Fut>(&self, submission: &Submission, work: F, progress: &Progress) -> Result<T>
+    where
+        F: Fn(Limits) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
+    {
+        let mut class = self.0.classes.find(&submission.class)?;
+        let policy = if submission.is_idempotent { self.0.retry.clone() } else { RetryPolicy::never() };
+        // Nobody cancels but by dropping the future.
+        let cancel = CancellationToken::new();
+        for lowered in 0.. {
+            let limit = self.0.classes[class].time_limit;
+            let allowed = submission.within.map_or(limit, |within| if lowered == 0 { within } else { within.min(limit) });
+            let once = |_| self.attempt(submission, (class, allowed), &work, progress);
+            let error = match retry(&policy, &self.0.budget, &cancel, once).await {
+                Err(error) if error.kind() == ErrorKind::Timeout => error,
+                result => return result,
+            };
+            let may_be_repeated = submission.is_idempotent || !progress.has_begun();
+            match self.0.classes.below(class) {
+                Some(below) if lowered < LOWERED_AT_MOST && may_be_repeated => class = below,
+                _ => return Err(error.with_context("attempts", progress.attempts())),
+            }
+        }
+        Err(Error::internal("an operation without an end"))
+    }
+
+    /// Waits for a slot and does the work once.
+    async fn attempt<T, F, Fut>(
+        &self,
+        submission: &Submission,
+        (class, allowed): (ClassIndex, Duration),
+        work: &F,
+        progress: &Progress,
+    ) -> Result<T>
+    where
+        F: Fn(Limits) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
+    {
+        let attempt = progress.queued();
+        // Who goes away without an outcome was cancelled.
+        let mut outcome = OutcomeOnDrop { instruments: self.0.instruments.of(class.0), outcome: Some(Outcome::Cancelled) };
+        let permit = match self.0.admit(submission, class, allowed).await {
+            Ok(permit) => permit,
+            Err(error) => {
+                // Refusals are counted as that.
+                outcome.outcome = (error.kind() == ErrorKind::Timeout).then_some(Outcome::TimedOut);
+                return Err(error);
+            }
+        };
+        progress.running();
+        let deadline = permit.deadline();
+        let result = match timeout_at(deadline, work(permit.limits_of(attempt))).await {
+            Ok(result) => result,
+            Err(_) => Err(self.0.too_late(class, "the operation took longer than it may")),
+        };
+        outcome.outcome = Some(match &result {
+            Ok(_) => Outcome::Completed,
+            Err(error) if error.kind() == ErrorKind::Timeout => Outcome::TimedOut,
+            Err(error) if error.kind() == ErrorKind::Cancelled => Outcome::Cancelled,
+            Err(_) => Outcome::Failed,
+        });
+        drop(permit);
+        result
+    }
+
+    /// Waits for a slot, for work that a host runs itself. It is held until the [`Permit`] is dropped: hold none while there is nothing to do.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), without those of the work.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up its place.
+    pub async fn acquire(&self, submission: &Submission) -> Result<Permit> {
+        let class = self.0.classes.find(&submission.class)?;
+        let allowed = submission.within.unwrap_or(self.0.classes[class].time_limit);
+        self.0.admit(submission, class, allowed).await
+    }
+
+    /// Changes how many operations of a kind may be under way at once. More begin at once; what is under way beyond fewer ends as it would.
+    pub fn set_slots(&self, access: Access, slots: NonZeroU32) {
+        self.0.set_slots(access, slots);
+    }
+
+    /// How many operations of a kind may be under way at once, and how many are.
+    pub fn slots(&self, access: Access) -> Slots {
+        let state = self.0.state();
+        Slots { total: state.scheduler.limit(access), busy: state.scheduler.running(access) }
+    }
+
+    /// How it stands with each class, in their order.
+    pub fn status(&self) -> Vec<ClassStatus> {
+        let state = self.0.state();
+        let now = self.0.now();
+        let of = |(position, class): (usize, &Class)| {
+            let index = ClassIndex(position);
+            let (running, waiting) = state.scheduler.counts(index);
+            let oldest_wait = state.scheduler.oldest(index).map(|since| now.saturating_sub(since));
+            ClassStatus { class: class.name.clone(), running, waiting, oldest_wait }
+        };
+        self.0.classes.iter().enumerate().map(of).collect()
+    }
+}
+
+impl Inner {
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn class(&self, index: ClassIndex) -> &Class {
+        &self.classes[index]
+    }
+
+    pub(crate) fn refuse(&self, class: ClassIndex, reason: RefusedFor, kind: ErrorKind, message: &'static str) -> Error {
+        if let Some(instruments) = self.instruments.of(class.0) {
+            instruments.refused(reason);
+        }
+        Error::new(kind, message).with_context("class", &self.class(class).name)
+    }
+
+    fn too_late(&self, class: ClassIndex, message: &'static str) -> Error {
+        Error::new(ErrorKind::Timeout, message).with_context("class", &self.class(class).name)
+    }
+
+    /// Lets an operation in when its turn comes. What is late by then is never begun.
+    async fn admit(self: &Arc<Self>, submission: &Submission, class: ClassIndex, allowed: Duration) -> Result<Permit> {
+        let (place, told) = match self.enter(submission, class, allowed)? {
+            Entry::Begun(permit) => return Ok(permit),
+            Entry::Waits(place, told) => (place, told),
+        };
+        let permit = match timeout_at(place.deadline, told).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return Err(Error::internal("a waiting operation was forgotten")),
+            Err(_) => return Err(self.too_late(class, "the operation's time was up before its turn came")),
+        };
+        if Instant::now() >= permit.deadline() {
+            permit.give_back_unused();
+            return Err(self.too_late(class, "the operation's time was up when its turn came"));
+        }
+        Ok(permit)
+    }
+}
+
+/// Counts how an operation ended, also if nobody waits for its end.
+struct OutcomeOnDrop<'a> {
+    instruments: Option<&'a ClassInstruments>,
+    outcome: Option<Outcome>,
+}
+
+impl Drop for OutcomeOnDrop<'_> {
+    fn drop(&mut self) {
+        if let (Some(instruments), Some(outcome)) = (self.instruments, self.outcome) {
+            instruments.ended(outcome);
+        }
+    }
+}
+
+/// After so many timeouts, each tried again at a lower class, an operation has failed.
+const LOWERED_AT_MOST: u32 = 3;

@@ -1,0 +1,317 @@
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use mongo_core::metrics::MemoryMetrics;
+use tokio::time::sleep;
+
+use super::*;
+use crate::class::Rate;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn settings(slots: u32, change: impl Fn(&mut Class)) -> ManagerSettings {
+    let mut classes: Vec<Class> = Classes::default().iter().cloned().collect();
+    classes.iter_mut().for_each(change);
+    ManagerSettings {
+        classes: Classes::new(classes).unwrap(),
+        slots: NonZeroU32::new(slots).unwrap(),
+        ..ManagerSettings::default()
+    }
+}
+
+fn manager(slots: u32) -> Manager {
+    Manager::new(settings(slots, |_| {}))
+}
+
+fn counts(manager: &Manager, class: &str) -> (u32, u32) {
+    let status = manager.status();
+    let class = status.iter().find(|status| status.class == class).unwrap();
+    (class.running, class.waiting)
+}
+
+async fn takes(time: Duration) -> Result<()> {
+    sleep(time).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_gets_the_limits_of_its_class() {
+    let manager = manager(1);
+    let limits = manager.run(&Submission::read("high"), |limits| async { Ok(limits) }).await.unwrap();
+    assert_eq!((limits.class.as_str(), limits.max_time, limits.batch_size, limits.attempt), ("high", 30_000 * MS, 500, 1));
+    assert_eq!(limits.comment, "mongo-workload class=high attempt=1");
+    // What it has waited is no longer its own.
+    let holder = manager.acquire(&Submission::read("low")).await.unwrap();
+    let submission = Submission::read("high").within(1000 * MS);
+    let waiting = manager.run(&submission, |limits| async move { Ok(limits.max_time) });
+    let (left, ()) = tokio::join!(waiting, async {
+        sleep(400 * MS).await;
+        drop(holder);
+    });
+    assert_eq!(left.unwrap(), 600 * MS);
+    let unknown = manager.run(&Submission::read("urgent"), |_| takes(MS)).await.unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::InvalidInput);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_more_urgent_goes_first_and_reads_do_not_wait_for_writes() {
+    let manager = manager(1);
+    let holder = manager.acquire(&Submission::write("low")).await.unwrap();
+    manager.run(&Submission::read("low"), |_| takes(MS)).await.unwrap();
+    let order = Mutex::new(Vec::new());
+    let one = |class: &'static str| {
+        let (manager, order) = (&manager, &order);
+        async move {
+            let work = |_| async {
+                order.lock().unwrap().push(class);
+                takes(10 * MS).await
+            };
+            manager.run(&Submission::write(class).shape("same"), work).await.unwrap();
+        }
+    };
+    // The low ones are there first.
+    tokio::join!(one("low"), one("low"), one("critical"), one("critical"), one("critical"), async {
+        sleep(MS).await;
+        drop(holder);
+    });
+    let order = order.into_inner().unwrap();
+    assert_eq!(order.iter().take(4).filter(|class| **class == "critical").count(), 3, "{order:?}");
+    assert_eq!(order.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_is_tried_again_at_lower_classes_three_times_at_most() {
+    let manager = manager(4);
+    let seen = Mutex::new(Vec::new());
+    let work = |limits: Limits| {
+        seen.lock().unwrap().push((limits.class, limits.attempt));
+        takes(3_600_000 * MS)
+    };
+    let error = manager.run(&Submission::read("critical"), work).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.to_string().contains("attempts: 4"), "{error}");
+    let classes = ["critical", "high", "normal", "low"];
+    assert_eq!(*seen.lock().unwrap(), classes.map(str::to_owned).into_iter().zip(1..).collect::<Vec<_>>());
+    assert_eq!(counts(&manager, "critical"), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_has_begun_is_not_tried_again_unless_it_is_idempotent() {
+    let manager = manager(1);
+    let attempts = AtomicU32::new(0);
+    let work = |_| {
+        attempts.fetch_add(1, Relaxed);
+        takes(3_600_000 * MS)
+    };
+    manager.run(&Submission::write("critical"), work).await.unwrap_err();
+    assert_eq!(attempts.swap(0, Relaxed), 1);
+    manager.run(&Submission::write("critical").idempotent(), work).await.unwrap_err();
+    assert_eq!(attempts.swap(0, Relaxed), 4);
+    // One that has only waited has done nothing yet.
+    let holder = manager.acquire(&Submission::write("low")).await.unwrap();
+    let submission = Submission::write("high").within(10 * MS);
+    let waiting = manager.run(&submission, |limits| async move { Ok(limits.class) });
+    let (class, ()) = tokio::join!(waiting, async {
+        sleep(15 * MS).await;
+        drop(holder);
+    });
+    assert_eq!(class.unwrap(), "normal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_failures_are_tried_again_only_as_the_settings_say() {
+    let down = || Err::<(), _>(Error::new(ErrorKind::Unavailable, "down"));
+    let attempts = AtomicU32::new(0);
+    let work = |_| {
+        attempts.fetch_add(1, Relaxed);
+        async move { down() }
+    };
+    manager(1).run(&Submission::read("high"), work).await.unwrap_err();
+    assert_eq!(attempts.swap(0, Relaxed), 1);
+    let patient = ManagerSettings { retry: RetryPolicy::default().with_max_attempts(3), ..settings(1, |_| {}) };
+    let patient = Manager::new(patient);
+    patient.run(&Submission::read("high"), work).await.unwrap_err();
+    assert_eq!(attempts.swap(0, Relaxed), 3);
+    patient.run(&Submission::write("high"), work).await.unwrap_err();
+    assert_eq!(attempts.swap(0, Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_late_when_its_turn_comes_is_never_begun() {
+    let manager = manager(1);
+    let holder = manager.acquire(&Submission::read("low")).await.unwrap();
+    let begun = AtomicU32::new(0);
+    let submission = Submission::read("low").within(5 * MS);
+    let late = manager.run(&submission, |_| {
+        begun.fetch_add(1, Relaxed);
+        takes(MS)
+    });
+    let error = late.await.unwrap_err();
+    assert_eq!((error.kind(), begun.load(Relaxed)), (ErrorKind::Timeout, 0));
+    assert_eq!(counts(&manager, "low"), (1, 0));
+    drop(holder);
+    assert_eq!(counts(&manager, "low"), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_would_not_be_done_in_time_is_refused_at_once() {
+    let manager = manager(1);
+    let submission = Submission::read("normal").shape("scan");
+    manager.run(&submission, |_| takes(1000 * MS)).await.unwrap();
+    let work = |_| takes(1000 * MS);
+    let mut waiting: Vec<_> = (0..5).map(|_| Box::pin(manager.run(&submission, work))).collect();
+    for future in &mut waiting {
+        assert!(futures_poll(future.as_mut()).await.is_none());
+    }
+    assert_eq!(counts(&manager, "normal"), (1, 4));
+    let error = manager.run(&submission.clone().within(2000 * MS), work).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("in time"), "{error}");
+    for future in waiting {
+        future.await.unwrap();
+    }
+    // However dear it is believed to be, who need not wait is let in.
+    manager.run(&submission.clone().within(10 * MS), |_| takes(MS)).await.unwrap();
+}
+
+/// Polls once.
+async fn futures_poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match future.as_mut().poll(context) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn rates_queues_and_memory_are_refused_with_what_to_do() {
+    let manager = Manager::new(settings(1, |class| {
+        if class.name == "normal" {
+            class.rate = Some(Rate::new(1.0, 2));
+        }
+        (class.max_queued, class.max_memory_bytes) = (1, 1000);
+    }));
+    let normal = Submission::read("normal");
+    for _ in 0..2 {
+        manager.run(&normal, |_| async { Ok(()) }).await.unwrap();
+    }
+    let error = manager.run(&normal, |_| takes(MS)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("welcome again in ms: 1001"), "{error}");
+    sleep(1001 * MS).await;
+    manager.run(&normal, |_| async { Ok(()) }).await.unwrap();
+
+    let low = Submission::read("low");
+    let holder = manager.acquire(&low).await.unwrap();
+    let mut waiting = Box::pin(manager.acquire(&low));
+    assert!(futures_poll(waiting.as_mut()).await.is_none());
+    let error = manager.acquire(&low).await.unwrap_err();
+    assert!(error.to_string().contains("max_queued"), "{error}");
+    let error = manager.acquire(&Submission::read("high").memory(1001)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    drop(holder);
+    drop(waiting.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_goes_away_leaves_its_place_and_its_slot_to_the_next() {
+    let manager = manager(1);
+    let submission = Submission::read("normal");
+    let work = |_| takes(100 * MS);
+    let mut first = Box::pin(manager.run(&submission, work));
+    assert!(futures_poll(first.as_mut()).await.is_none());
+    let mut second = Box::pin(manager.run(&submission, work));
+    assert!(futures_poll(second.as_mut()).await.is_none());
+    let mut third = Box::pin(manager.run(&submission, work));
+    assert!(futures_poll(third.as_mut()).await.is_none());
+    assert_eq!(counts(&manager, "normal"), (1, 2));
+    drop(second);
+    assert_eq!(counts(&manager, "normal"), (1, 1));
+    drop(first);
+    assert_eq!(counts(&manager, "normal"), (1, 0));
+    third.await.unwrap();
+    assert_eq!(counts(&manager, "normal"), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn thousands_that_go_away_after_their_turn_has_come_lose_no_slot() {
+    let manager = manager(1);
+    let submission = Submission::read("normal");
+    let holder = manager.acquire(&submission).await.unwrap();
+    // 999 who will not look any more, and one who does.
+    let mut gone: Vec<_> = (0..999).map(|_| Box::pin(manager.acquire(&submission))).collect();
+    for future in &mut gone {
+        assert!(futures_poll(future.as_mut()).await.is_none());
+    }
+    let mut stays = Box::pin(manager.acquire(&submission));
+    assert!(futures_poll(stays.as_mut()).await.is_none());
+    drop(holder);
+    // The first of them has been given the slot, and is dropped with it; so it goes on.
+    drop(gone);
+    drop(stays.await.unwrap());
+    assert_eq!(counts(&manager, "normal"), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_slots_let_more_begin_at_once_and_fewer_interrupt_nobody() {
+    let manager = manager(1);
+    let submission = Submission::read("normal");
+    let work = |_| takes(100 * MS);
+    let jobs: Vec<_> = (0..5).map(|_| manager.submit(submission.clone(), work)).collect();
+    sleep(50 * MS).await;
+    assert_eq!(counts(&manager, "normal"), (1, 4));
+    manager.set_slots(Access::Read, NonZeroU32::new(4).unwrap());
+    assert_eq!(counts(&manager, "normal"), (4, 1));
+    manager.set_slots(Access::Read, NonZeroU32::MIN);
+    assert_eq!(manager.slots(Access::Read), Slots { total: 1, busy: 4 });
+    // Those that were under way go on to their end, and the last one waits for all of them.
+    sleep(75 * MS).await;
+    assert_eq!(manager.slots(Access::Read).busy, 3);
+    sleep(50 * MS).await;
+    assert_eq!(manager.slots(Access::Read).busy, 1);
+    for job in jobs {
+        job.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_one_job_harms_no_other() {
+    let manager = manager(1);
+    let submission = Submission::read("normal");
+    let panicking = {
+        let (manager, submission) = (manager.clone(), submission.clone());
+        tokio::spawn(async move { manager.run(&submission, |_| async { panic!("on purpose") as Result<()> }).await })
+    };
+    assert!(panicking.await.unwrap_err().is_panic());
+    assert_eq!(counts(&manager, "normal"), (0, 0));
+    manager.run(&submission, |_| takes(MS)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_tell_of_each_class() {
+    let metrics = MemoryMetrics::default();
+    let manager = Manager::with_metrics(settings(1, |class| class.max_queued = 1), &metrics);
+    let submission = Submission::read("low");
+    manager.run(&submission, |_| takes(20 * MS)).await.unwrap();
+    manager.run(&submission, |_| async { Err::<(), _>(Error::invalid("wrong")) }).await.unwrap_err();
+    manager.run(&submission, |_| takes(10_000 * MS)).await.unwrap_err();
+    let holder = manager.acquire(&submission).await.unwrap();
+    let mut waits = Box::pin(manager.run(&submission, |_| takes(MS)));
+    assert!(futures_poll(waits.as_mut()).await.is_none());
+    manager.acquire(&submission).await.unwrap_err();
+    let class = ("class", "low");
+    assert_eq!(metrics.gauge_value("mongo_workload_waiting", &[class]), Some(1.0));
+    assert_eq!(metrics.gauge_value("mongo_workload_running", &[class]), Some(1.0));
+    drop(waits);
+    drop(holder);
+    assert_eq!(metrics.gauge_value("mongo_workload_waiting", &[class]), Some(0.0));
+    assert_eq!(metrics.gauge_value("mongo_workload_running", &[class]), Some(0.0));
+    for outcome in ["completed", "failed", "timed_out", "cancelled"] {
+        let count = metrics.counter_value("mongo_workload_operations_total", &[class, ("outcome", outcome)]);
+        assert_eq!(count, Some(1), "{outcome}");
+    }
+    assert_eq!(metrics.counter_value("mongo_workload_refused_total", &[class, ("reason", "queue")]), Some(1));
+    assert_eq!(metrics.observations("mongo_workload_service_seconds", &[class]).unwrap()[0], 0.02);
+    assert_eq!(metrics.observations("mongo_workload_wait_seconds", &[class]).unwrap().len(), 4);
+}

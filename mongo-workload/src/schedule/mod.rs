@@ -1,0 +1,343 @@
+//! Who is next: start-time fair queueing with a lane for the aged.
+//!
+//! This is a state machine without a clock, without locks and without waiting: it is told what happened and when, and says what may begin.
+//!
+//! Reads and writes have slots of their own, a [`Pool`] each. In a pool every class has a virtual time, which grows by the cost of what is begun
+//! divided by the class's weight; whoever is furthest behind is next. A class that comes back from having nothing to do begins at the
+//! pool's own virtual time, which is that of whoever was begun last: it neither pays for its absence nor is paid. Costs are estimates when work begins and are put right when
+//! it ends. (Goyal, Vin, Cheng: *Start-time Fair Queueing*, 1996; with depth: Jin, Chase, Kaur, 2004.)
+//!
+//! For two classes *i* and *j* that have work waiting all the while, with *W* the cost of what was begun for them, *w* their weights, *c* their largest
+//! costs and *D* the slots of the pool: |Wᵢ/wᵢ − Wⱼ/wⱼ| ≤ (D + 1)·(cᵢ/wᵢ + cⱼ/wⱼ).
+//!
+//! Who has waited longer than its class's `ages_after` stands in one lane with all others of its pool to whom that has happened, by age alone. The lane gets every
+//! slot that becomes free while fewer than *r* = max(1, a tenth of the slots) are busy with aged work. So if every operation ends within
+//! *c*, nobody waits longer than *A* + (⌈(k + 1)/r⌉ + 1)·*c*, where *A* is its class's `ages_after` and *k* the work in the lane before it, unless its own class's limits hold
+//! it back: these stand above everything.
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::class::{Class, ClassIndex, Classes, RESERVED_FOR};
+
+/// What an operation does, which decides where it gets its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Access {
+    /// It only reads.
+    Read,
+    /// It writes, or may write.
+    Write,
+}
+
+impl Access {
+    pub(crate) const ALL: [Self; 2] = [Self::Read, Self::Write];
+
+    fn position(self) -> usize {
+        match self {
+            Self::Read => 0,
+            Self::Write => 1,
+        }
+    }
+}
+
+/// Names what waits. Later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct WaitingId(u64);
+
+/// What asks to begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) class: ClassIndex,
+    pub(crate) access: Access,
+    /// What it will cost, by experience. In any unit, the same for all.
+    pub(crate) cost: f64,
+    pub(crate) memory_bytes: u64,
+}
+
+/// Something that may begin now. It must be [ended](Scheduler::end).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    pub(crate) id: WaitingId,
+    pub(crate) request: Request,
+    /// How long it waited.
+    pub(crate) waited: Duration,
+    /// Whether it went before its turn, by age.
+    pub(crate) aged: bool,
+}
+
+/// Decides who is next.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    classes: Vec<ClassState>,
+    pools: [Pool; 2],
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct ClassState {
+    weight: f64,
+    max_concurrent: u32,
+    reserved: u32,
+    max_memory_bytes: u64,
+    max_queued: u32,
+    ages_after: Duration,
+    running: u32,
+    memory_bytes: u64,
+    queued: u32,
+    /// When it last had work.
+    wanted_at: Option<Duration>,
+}
+
+/// Slots of one kind and who waits for them.
+#[derive(Debug)]
+struct Pool {
+    limit: u32,
+    running: u32,
+    /// Slots that the aged have.
+    aged: u32,
+    virtual_time: f64,
+    flows: Vec<Flow>,
+}
+
+/// A class within a pool.
+#[derive(Debug, Default)]
+struct Flow {
+    virtual_time: f64,
+    running: u32,
+    waiting: BTreeMap<WaitingId, Waiting>,
+    /// What all that waits will cost.
+    waiting_cost: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    request: Request,
+    since: Duration,
+}
+
+/// Why something cannot even wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// So many of its class wait already.
+    QueueFull,
+    /// It needs more memory than its class may ever have.
+    TooLarge,
+}
+
+impl Scheduler {
+    pub(crate) fn new(classes: &Classes, slots: u32) -> Self {
+        let states: Vec<ClassState> = classes.iter().map(ClassState::new).collect();
+        let pool = || Pool {
+            limit: slots.max(1),
+            running: 0,
+            aged: 0,
+            virtual_time: 0.0,
+            flows: states.iter().map(|_| Flow::default()).collect(),
+        };
+        Self { pools: [pool(), pool()], classes: states, next_id: 0 }
+    }
+
+    /// Lets a request wait. What may begin, perhaps this one, is what [`next`](Self::next) gives.
+    pub(crate) fn arrive(&mut self, now: Duration, request: Request) -> Result<WaitingId, Refusal> {
+        let class = &mut self.classes[request.class.0];
+        if request.memory_bytes > class.max_memory_bytes {
+            return Err(Refusal::TooLarge);
+        }
+        let pool = &mut self.pools[request.access.position()];
+        // Who finds a free slot does not wait: the length of a queue is not a limit on what runs.
+        if class.queued >= class.max_queued
+            && (class.queued > 0 || pool.running >= pool.limit || !class.has_room(request.memory_bytes))
+        {
+            return Err(Refusal::QueueFull);
+        }
+        class.wanted_at = Some(now);
+        class.queued += 1;
+        let flow = &mut pool.flows[request.class.0];
+        if flow.waiting.is_empty() {
+            flow.virtual_time = flow.virtual_time.max(pool.virtual_time);
+        }
+        let id = WaitingId(self.next_id);
+        self.next_id += 1;
+        flow.waiting.insert(id, Waiting { request, since: now });
+        flow.waiting_cost += request.cost;
+        Ok(id)
+    }
+
+    /// Takes back what waits. False if it does not wait any more.
+    pub(crate) fn withdraw(&mut self, id: WaitingId, class: ClassIndex, access: Access) -> bool {
+        let flow = &mut self.pools[access.position()].flows[class.0];
+        let Some(withdrawn) = flow.waiting.remove(&id) else { return false };
+        flow.left(withdrawn.request.cost);
+        self.classes[class.0].queued -= 1;
+        true
+    }
+
+    /// What may begin now. To be asked again until it gives nothing.
+    pub(crate) fn next(&mut self, now: Duration) -> Option<Begun> {
+        Access::ALL.into_iter().find_map(|access| self.next_of(now, access))
+    }
+
+    fn next_of(&mut self, now: Duration, access: Access) -> Option<Begun> {
+        let pool = &self.pools[access.position()];
+        if pool.running >= pool.limit {
+            return None;
+        }
+        let reserved: u32 = (0..self.classes.len()).map(|class| self.kept_for(pool, class, now)).sum();
+        let free = pool.limit - pool.running;
+        let mut fairest: Option<(f64, usize)> = None;
+        let mut oldest: Option<(Duration, usize)> = None;
+        for (position, (flow, class)) in pool.flows.iter().zip(&self.classes).enumerate() {
+            let Some(head) = flow.waiting.values().next() else { continue };
+            if !class.has_room(head.request.memory_bytes) {
+                continue;
+            }
+            let aged_at = head.since.saturating_add(class.ages_after);
+            if aged_at <= now && oldest.is_none_or(|(oldest, _)| aged_at < oldest) {
+                oldest = Some((aged_at, position));
+            }
+            // What is kept for others is not for this one; what is kept for itself is. Never are all slots kept, also where there are fewer than
+            // classes have reserved.
+            let kept_for_others = (reserved - self.kept_for(pool, position, now)).min(pool.limit - 1);
+            if free > kept_for_others && fairest.is_none_or(|(least, _)| flow.virtual_time < least) {
+                fairest = Some((flow.virtual_time, position));
+            }
+        }
+        let lane = (pool.limit / 10).max(1);
+        let (position, aged) = match (oldest, fairest) {
+            (Some((_, position)), _) if pool.aged < lane => (position, true),
+            (_, Some((_, position))) => (position, false),
+            _ => return None,
+        };
+        self.begin(now, access, position, aged)
+    }
+
+    /// Slots of a pool that nobody but a class may have.
+    fn kept_for(&self, pool: &Pool, class: usize, now: Duration) -> u32 {
+        let (state, flow) = (&self.classes[class], &pool.flows[class]);
+        let has_work = flow.running > 0 || !flow.waiting.is_empty();
+        let wants = has_work || state.wanted_at.is_some_and(|at| now < at.saturating_add(RESERVED_FOR));
+        if wants { state.reserved.saturating_sub(flow.running) } else { 0 }
+    }
+
+    fn begin(&mut self, now: Duration, access: Access, position: usize, aged: bool) -> Option<Begun> {
+        let pool = &mut self.pools[access.position()];
+        let (id, Waiting { request, since }) = pool.flows[position].waiting.pop_first()?;
+        pool.flows[position].left(request.cost);
+        let started_at = pool.flows[position].virtual_time;
+        if !aged {
+            pool.virtual_time = pool.virtual_time.max(started_at);
+            // Whoever is held back by its own limits does not save up for later.
+            for (flow, class) in pool.flows.iter_mut().zip(&self.classes) {
+                let is_held_back = flow.waiting.values().next().is_some_and(|head| !class.has_room(head.request.memory_bytes));
+                if is_held_back {
+                    flow.virtual_time = flow.virtual_time.max(started_at);
+                }
+            }
+        }
+        let class = &mut self.classes[position];
+        pool.flows[position].virtual_time += request.cost / class.weight;
+        pool.flows[position].running += 1;
+        pool.running += 1;
+        pool.aged += u32::from(aged);
+        class.running += 1;
+        class.memory_bytes += request.memory_bytes;
+        class.queued -= 1;
+        Some(Begun { id, request, waited: now.saturating_sub(since), aged })
+    }
+
+    /// Ends what was begun; `cost` is what it has really cost.
+    pub(crate) fn end(&mut self, now: Duration, begun: &Begun, cost: f64) {
+        let Request { class: ClassIndex(position), access, cost: estimated, memory_bytes } = begun.request;
+        let (class, pool) = (&mut self.classes[position], &mut self.pools[access.position()]);
+        pool.flows[position].virtual_time += (cost - estimated) / class.weight;
+        pool.flows[position].running -= 1;
+        pool.running -= 1;
+        pool.aged -= u32::from(begun.aged);
+        class.running -= 1;
+        class.memory_bytes -= memory_bytes;
+        class.wanted_at = Some(now);
+        if pool.running == 0 && pool.flows.iter().all(|flow| flow.waiting.is_empty()) {
+            // A quiet pool owes nobody anything, and numbers stay small.
+            pool.virtual_time = 0.0;
+            pool.flows.iter_mut().for_each(|flow| flow.virtual_time = 0.0);
+        }
+    }
+
+    /// Changes how many slots there are. What is under way is not interrupted.
+    pub(crate) fn set_limit(&mut self, access: Access, slots: u32) {
+        self.pools[access.position()].limit = slots.max(1);
+    }
+
+    pub(crate) fn limit(&self, access: Access) -> u32 {
+        self.pools[access.position()].limit
+    }
+
+    pub(crate) fn running(&self, access: Access) -> u32 {
+        self.pools[access.position()].running
+    }
+
+    /// Under way and waiting of a class.
+    pub(crate) fn counts(&self, class: ClassIndex) -> (u32, u32) {
+        let class = &self.classes[class.0];
+        (class.running, class.queued)
+    }
+
+    /// Since when the oldest of a class waits.
+    pub(crate) fn oldest(&self, class: ClassIndex) -> Option<Duration> {
+        self.pools.iter().filter_map(|pool| pool.flows[class.0].waiting.values().next()).map(|head| head.since).min()
+    }
+
+    /// How much of what waits comes before one more of a class, in units of cost for each slot: so long it will wait if everything costs what is believed.
+    pub(crate) fn expected_wait(&self, class: ClassIndex, access: Access) -> f64 {
+        let pool = &self.pools[access.position()];
+        let flow = &pool.flows[class.0];
+        if flow.waiting.is_empty() && pool.running < pool.limit {
+            return 0.0;
+        }
+        let weights: f64 = pool
+            .flows
+            .iter()
+            .zip(&self.classes)
+            .enumerate()
+            .filter(|(position, (flow, _))| *position == class.0 || !flow.waiting.is_empty())
+            .map(|(_, (_, state))| state.weight)
+            .sum();
+        let share = self.classes[class.0].weight / weights;
+        let slots = (f64::from(pool.limit) * share).min(f64::from(self.classes[class.0].max_concurrent)).max(1.0);
+        flow.waiting_cost / slots
+    }
+}
+
+impl Flow {
+    /// Something of this cost does not wait any more.
+    fn left(&mut self, cost: f64) {
+        // Sums of fractions drift.
+        self.waiting_cost = if self.waiting.is_empty() { 0.0 } else { (self.waiting_cost - cost).max(0.0) };
+    }
+}
+
+impl ClassState {
+    fn new(class: &Class) -> Self {
+        Self {
+            weight: f64::from(class.weight.get()),
+            max_concurrent: class.max_concurrent,
+            reserved: class.reserved,
+            max_memory_bytes: class.max_memory_bytes,
+            max_queued: class.max_queued,
+            ages_after: class.ages_after,
+            running: 0,
+            memory_bytes: 0,
+            queued: 0,
+            wanted_at: None,
+        }
+    }
+
+    /// Whether its own limits let one more begin.
+    fn has_room(&self, memory_bytes: u64) -> bool {
+        self.running < self.max_concurrent && self.memory_bytes.saturating_add(memory_bytes) <= self.max_memory_bytes
+    }
+}

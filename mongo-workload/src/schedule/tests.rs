@@ -1,0 +1,369 @@
+//! The bounds that the scheduler promises, on arrivals at random.
+
+use std::{collections::BTreeMap, num::NonZeroU32};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NEVER: Duration = Duration::from_secs(1_000_000_000);
+
+fn class(name: &str, weight: u32) -> Class {
+    Class {
+        weight: NonZeroU32::new(weight).unwrap(),
+        max_concurrent: 1000,
+        max_queued: 100_000,
+        ages_after: NEVER,
+        ..Class::new(name)
+    }
+}
+
+fn classes(weights: &[u32]) -> Vec<Class> {
+    weights.iter().enumerate().map(|(position, weight)| class(&format!("c{position}"), *weight)).collect()
+}
+
+fn read(class: usize, cost: f64) -> Request {
+    Request { class: ClassIndex(class), access: Access::Read, cost, memory_bytes: 0 }
+}
+
+/// Work that takes as many milliseconds as it costs.
+struct Simulation {
+    scheduler: Scheduler,
+    now: Duration,
+    /// By when it ends.
+    running: BTreeMap<(Duration, WaitingId), (Begun, f64)>,
+    /// What everything that waits will really cost.
+    real: BTreeMap<WaitingId, f64>,
+    begun: Vec<Begun>,
+    /// What was begun for each class, at its real cost.
+    served: Vec<f64>,
+}
+
+impl Simulation {
+    fn new(classes: Vec<Class>, slots: u32) -> Self {
+        let count = classes.len();
+        let scheduler = Scheduler::new(&Classes::new(classes).unwrap(), slots);
+        Self {
+            scheduler,
+            now: Duration::ZERO,
+            running: BTreeMap::new(),
+            real: BTreeMap::new(),
+            begun: Vec::new(),
+            served: vec![0.0; count],
+        }
+    }
+
+    fn arrive(&mut self, request: Request, real: f64) -> WaitingId {
+        let id = self.scheduler.arrive(self.now, request).unwrap();
+        self.real.insert(id, real);
+        id
+    }
+
+    fn begin_all(&mut self) {
+        while let Some(begun) = self.scheduler.next(self.now) {
+            let real = self.real.remove(&begun.id).unwrap();
+            self.served[begun.request.class.0] += real;
+            self.running.insert((self.now + Duration::from_secs_f64(real / 1000.0), begun.id), (begun, real));
+            self.begun.push(begun);
+        }
+    }
+
+    /// Goes to the next end of something, or says that nothing runs.
+    fn step(&mut self) -> bool {
+        let Some(((at, _), (begun, real))) = self.running.pop_first() else { return false };
+        self.now = at;
+        self.scheduler.end(self.now, &begun, real);
+        true
+    }
+}
+
+#[test]
+fn work_is_shared_by_weight_and_not_by_number() {
+    // The second class asks for a hundred times as much each time.
+    let mut simulation = Simulation::new(classes(&[1, 1, 2]), 4);
+    let costs = [1.0, 100.0, 10.0];
+    for _ in 0..20_000 {
+        for (position, cost) in costs.into_iter().enumerate() {
+            while simulation.scheduler.counts(ClassIndex(position)).1 < 8 {
+                simulation.arrive(read(position, cost), cost);
+            }
+        }
+        simulation.begin_all();
+        simulation.step();
+    }
+    let all: f64 = simulation.served.iter().sum();
+    let shares: Vec<f64> = simulation.served.iter().map(|served| served / all).collect();
+    for (share, due) in shares.iter().zip([0.25, 0.25, 0.5]) {
+        assert!((share - due).abs() < 0.02, "{shares:?}");
+    }
+}
+
+#[test]
+fn shares_hold_though_all_estimates_are_wrong() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut simulation = Simulation::new(classes(&[3, 1]), 4);
+    for _ in 0..20_000 {
+        for position in 0..2 {
+            while simulation.scheduler.counts(ClassIndex(position)).1 < 8 {
+                // The second is taken for cheap and is dear.
+                let (believed, real) = if position == 0 { (50.0, 1.0 + random.f64()) } else { (1.0, 50.0 + random.f64() * 50.0) };
+                simulation.arrive(read(position, believed), real);
+            }
+        }
+        simulation.begin_all();
+        simulation.step();
+    }
+    let share = simulation.served[0] / (simulation.served[0] + simulation.served[1]);
+    assert!((share - 0.75).abs() < 0.05, "{share}");
+}
+
+#[test]
+fn whoever_comes_back_from_having_nothing_to_do_is_neither_paid_nor_punished() {
+    let mut simulation = Simulation::new(classes(&[1, 1]), 1);
+    for _ in 0..100 {
+        simulation.arrive(read(0, 10.0), 10.0);
+    }
+    for _ in 0..50 {
+        simulation.begin_all();
+        simulation.step();
+    }
+    // Half of it has been done; now the other class comes, with as much.
+    for _ in 0..50 {
+        simulation.arrive(read(1, 10.0), 10.0);
+    }
+    simulation.begun.clear();
+    for _ in 0..20 {
+        simulation.begin_all();
+        simulation.step();
+    }
+    let of_the_first = simulation.begun.iter().filter(|begun| begun.request.class == ClassIndex(0)).count();
+    assert!((9..=11).contains(&of_the_first), "{of_the_first} of 20");
+}
+
+#[test]
+fn a_reserved_slot_is_kept_for_who_wants_it_and_lent_otherwise() {
+    let mut both = classes(&[1, 1]);
+    both[0].reserved = 2;
+    let mut simulation = Simulation::new(both, 4);
+    for _ in 0..10 {
+        simulation.arrive(read(1, 1000.0), 1000.0);
+    }
+    // Nobody has asked for what is reserved: it is lent.
+    simulation.begin_all();
+    assert_eq!(simulation.scheduler.counts(ClassIndex(1)), (4, 6));
+    // From now on it is kept.
+    simulation.arrive(read(0, 1.0), 1.0);
+    assert!(simulation.step());
+    simulation.begin_all();
+    assert_eq!(simulation.scheduler.counts(ClassIndex(0)).0, 1);
+    while simulation.scheduler.counts(ClassIndex(1)).0 > 2 || simulation.scheduler.counts(ClassIndex(0)).0 > 0 {
+        assert!(simulation.step());
+        simulation.begin_all();
+    }
+    assert_eq!(simulation.scheduler.counts(ClassIndex(1)).0, 2, "two slots are free and kept");
+    simulation.now += RESERVED_FOR;
+    simulation.begin_all();
+    assert_eq!(simulation.scheduler.counts(ClassIndex(1)).0, 4);
+}
+
+#[test]
+fn limits_of_a_class_hold_it_back_and_nobody_else() {
+    let mut both = classes(&[10, 1]);
+    (both[0].max_concurrent, both[0].max_queued, both[0].max_memory_bytes) = (2, 3, 100);
+    let mut simulation = Simulation::new(both, 8);
+    for _ in 0..5 {
+        simulation.arrive(read(0, 1.0), 1.0);
+        simulation.begin_all();
+    }
+    assert_eq!(simulation.scheduler.counts(ClassIndex(0)), (2, 3));
+    assert_eq!(simulation.scheduler.arrive(simulation.now, read(0, 1.0)), Err(Refusal::QueueFull));
+    let large = Request { memory_bytes: 101, ..read(0, 1.0) };
+    assert_eq!(simulation.scheduler.arrive(simulation.now, large), Err(Refusal::TooLarge));
+    for _ in 0..10 {
+        simulation.arrive(read(1, 1.0), 1.0);
+    }
+    simulation.begin_all();
+    assert_eq!(simulation.scheduler.counts(ClassIndex(1)).0, 6);
+}
+
+#[test]
+fn memory_of_a_class_is_given_back() {
+    let mut one = classes(&[1]);
+    one[0].max_memory_bytes = 100;
+    let mut simulation = Simulation::new(one, 8);
+    for _ in 0..3 {
+        simulation.arrive(Request { memory_bytes: 60, ..read(0, 1.0) }, 1.0);
+    }
+    for left in [2, 1, 0] {
+        simulation.begin_all();
+        assert_eq!(simulation.scheduler.counts(ClassIndex(0)), (1, left));
+        assert!(simulation.step());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// |Wᵢ/wᵢ − Wⱼ/wⱼ| ≤ (D + 1)·(cᵢ/wᵢ + cⱼ/wⱼ) at every moment.
+    #[test]
+    fn no_class_is_further_ahead_of_another_than_the_bound(
+        weights in proptest::collection::vec(1_u32..9, 2..5),
+        slots in 1_u32..17,
+        largest in proptest::collection::vec(1_u32..101, 5),
+        seed: u64,
+    ) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut simulation = Simulation::new(classes(&weights), slots);
+        for _ in 0..600 {
+            for (position, largest) in largest.iter().enumerate().take(weights.len()) {
+                while simulation.scheduler.counts(ClassIndex(position)).1 <= slots {
+                    let cost = f64::from(random.u32(1..=*largest));
+                    simulation.arrive(read(position, cost), cost);
+                }
+            }
+            simulation.begin_all();
+            for i in 0..weights.len() {
+                for j in 0..i {
+                    let (wi, wj) = (f64::from(weights[i]), f64::from(weights[j]));
+                    let apart = (simulation.served[i] / wi - simulation.served[j] / wj).abs();
+                    let bound = f64::from(slots + 1) * (f64::from(largest[i]) / wi + f64::from(largest[j]) / wj);
+                    prop_assert!(apart <= bound + 1e-6, "{apart} > {bound}");
+                }
+            }
+            simulation.step();
+        }
+    }
+
+    /// Nobody waits longer than A + (⌈(k + 1)/r⌉ + 1)·c.
+    #[test]
+    fn nobody_waits_longer_than_the_bound(
+        mut weights in proptest::collection::vec(1_u32..1000, 2..5),
+        slots in 1_u32..40,
+        ages_after in proptest::collection::vec(1_u64..3000, 5),
+        seed: u64,
+    ) {
+        // So heavy that the others would never have their turn.
+        weights[0] = 10_000_000;
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut all = classes(&weights);
+        for (class, age) in all.iter_mut().zip(&ages_after) {
+            class.ages_after = Duration::from_millis(*age);
+        }
+        let mut simulation = Simulation::new(all, slots);
+        let largest = 100_u32;
+        // When each arrived, and in which class.
+        let mut arrived = BTreeMap::new();
+        for _ in 0..800 {
+            // More than can be done, mostly of the first class.
+            while simulation.real.len() < slots as usize + 20 {
+                let position = if random.u8(..) < 230 { 0 } else { random.usize(0..weights.len()) };
+                let cost = f64::from(random.u32(1..=largest));
+                let id = simulation.arrive(read(position, cost), cost);
+                arrived.insert(id, (simulation.now, position));
+            }
+            simulation.begin_all();
+            simulation.step();
+        }
+        // When each became aged and when it began. What still waits may begin now at the earliest.
+        let mut begun: BTreeMap<WaitingId, Duration> = arrived.keys().map(|id| (*id, simulation.now)).collect();
+        begun.extend(simulation.begun.iter().map(|begun| (begun.id, arrived[&begun.id].0 + begun.waited)));
+        let times: Vec<(Duration, Duration)> = arrived
+            .iter()
+            .map(|(id, (since, position))| (*since + Duration::from_millis(ages_after[*position]), begun[id]))
+            .collect();
+        let lane = (slots / 10).max(1) as usize;
+        for (aged, began) in &times {
+            // It is among them itself, as are those that aged in the same moment.
+            let lined_up = times.iter().filter(|(others, theirs)| others <= aged && theirs >= aged).count();
+            let rounds = u32::try_from(lined_up.max(1).div_ceil(lane) + 1).unwrap();
+            let bound = *aged + Duration::from_millis(u64::from(largest)) * rounds;
+            prop_assert!(*began <= bound, "{began:?} > {bound:?} with {lined_up} in the lane");
+        }
+    }
+
+    /// Under arrivals, withdrawals, ends and changes of the limit at random: nothing is lost or begun twice, every limit holds, and no slot is idle
+    /// while somebody could have it.
+    #[test]
+    fn nothing_is_lost_and_no_slot_idles(
+        limits in proptest::collection::vec((1_u32..5, 1_u32..20, 0_u32..3), 1..4),
+        slots in 1_u32..12,
+        seed: u64,
+    ) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut all = classes(&vec![1; limits.len()]);
+        for (class, (max_concurrent, max_queued, reserved)) in all.iter_mut().zip(&limits) {
+            class.max_concurrent = *max_concurrent;
+            class.max_queued = *max_queued;
+            class.reserved = (*reserved).min(*max_concurrent);
+            class.max_memory_bytes = 100;
+            class.ages_after = Duration::from_millis(random.u64(1..500));
+        }
+        let reserves = limits.iter().any(|(_, _, reserved)| *reserved > 0);
+        let mut simulation = Simulation::new(all, slots);
+        let mut waiting: Vec<(WaitingId, Request)> = Vec::new();
+        let (mut arrived, mut withdrawn) = (0, 0);
+        for _ in 0..400 {
+            match random.u8(0..10) {
+                0..=4 => {
+                    let access = if random.bool() { Access::Read } else { Access::Write };
+                    let request = Request {
+                        access,
+                        memory_bytes: random.u64(0..100),
+                        ..read(random.usize(0..limits.len()), f64::from(random.u32(1..100)))
+                    };
+                    match simulation.scheduler.arrive(simulation.now, request) {
+                        Ok(id) => {
+                            arrived += 1;
+                            simulation.real.insert(id, request.cost);
+                            waiting.push((id, request));
+                        }
+                        Err(refusal) => {
+                            let (_, queued) = simulation.scheduler.counts(request.class);
+                            prop_assert_eq!(refusal, Refusal::QueueFull);
+                            prop_assert!(queued >= limits[request.class.0].1);
+                        }
+                    }
+                }
+                5 if !waiting.is_empty() => {
+                    let (id, request) = waiting.swap_remove(random.usize(0..waiting.len()));
+                    prop_assert!(simulation.scheduler.withdraw(id, request.class, request.access));
+                    prop_assert!(!simulation.scheduler.withdraw(id, request.class, request.access));
+                    simulation.real.remove(&id);
+                    withdrawn += 1;
+                }
+                6 => simulation.scheduler.set_limit(Access::Read, random.u32(0..12)),
+                _ => drop(simulation.step()),
+            }
+            let before: Vec<u32> = Access::ALL.map(|access| simulation.scheduler.running(access)).to_vec();
+            simulation.begin_all();
+            waiting.retain(|(id, _)| simulation.real.contains_key(id));
+            for (access, before) in Access::ALL.into_iter().zip(before) {
+                let (running, limit) = (simulation.scheduler.running(access), simulation.scheduler.limit(access));
+                prop_assert!(running <= limit.max(before));
+                let heads = limits.iter().enumerate().filter(|(position, _)| {
+                    let head = waiting.iter().filter(|(_, request)| request.access == access && request.class.0 == *position).min_by_key(|(id, _)| *id);
+                    head.is_some_and(|(_, request)| simulation.scheduler.classes[*position].has_room(request.memory_bytes))
+                });
+                prop_assert!(reserves || heads.count() == 0 || running >= limit, "{running} of {limit}");
+            }
+            for (position, (max_concurrent, _, _)) in limits.iter().enumerate() {
+                let state = &simulation.scheduler.classes[position];
+                prop_assert!(state.running <= *max_concurrent && state.memory_bytes <= 100);
+            }
+        }
+        while simulation.step() {
+            simulation.begin_all();
+        }
+        // What is kept for nobody's sake is given away in time.
+        simulation.now += RESERVED_FOR;
+        simulation.begin_all();
+        while simulation.step() {
+            simulation.begin_all();
+        }
+        prop_assert_eq!(simulation.begun.len() + withdrawn, arrived);
+        for position in 0..limits.len() {
+            prop_assert_eq!(simulation.scheduler.counts(ClassIndex(position)), (0, 0));
+            prop_assert_eq!(simulation.scheduler.classes[position].memory_bytes, 0);
+        }
+    }
+}
