@@ -17,7 +17,7 @@ pub struct Class {
     pub weight: NonZeroU32,
     /// Operations of it that may be under way at once. Default 64.
     pub max_concurrent: u32,
-    /// Of the operations that may be under way in all, so many are kept for this class while it has had work within the last
+    /// Of the slots for reads, and of those for writes, so many are kept for this class while it has had such work within the last
     /// [`RESERVED_FOR`]; otherwise they are lent to the others. Default 0.
     pub reserved: u32,
     /// Bytes that operations of it under way may need together, as their submitters say. One that needs more than all of it is refused. Default 256 MiB.
@@ -209,10 +209,11 @@ impl Default for Classes {
     }
 }
 
+/// The longest that an operation may be given: a day.
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long after its last work the reservation of a class stands.
 pub const RESERVED_FOR: Duration = Duration::from_secs(5);
 const MOST_CLASSES: usize = 64;
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[cfg(test)]
 mod tests {

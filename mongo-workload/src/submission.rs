@@ -53,7 +53,7 @@ impl Submission {
         self
     }
 
-    /// How long each attempt may take, with waiting, instead of the time limit of its class. At a lower class the shorter of both holds.
+    /// How long each attempt may take, with waiting, instead of the time limit of its class; at most a day. At a lower class the shorter of both holds.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = Some(time);
         self

@@ -18,7 +18,7 @@ use mongo_core::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    class::{Class, ClassIndex, Classes},
+    class::{Class, ClassIndex, Classes, LONGEST},
     cost::Costs,
     instruments::{ClassInstruments, Instruments, Outcome, RefusedFor},
     job::Progress,
@@ -185,7 +185,7 @@ impl Manager {
         let cancel = CancellationToken::new();
         for lowered in 0.. {
             let limit = self.0.classes[class].time_limit;
-            let allowed = submission.within.map_or(limit, |within| if lowered == 0 { within } else { within.min(limit) });
+            let allowed = submission.within.unwrap_or(limit).min(if lowered == 0 { LONGEST } else { limit });
             let once = |_| self.attempt(submission, (class, allowed), &work, progress);
             let error = match retry(&policy, &self.0.budget, &cancel, once).await {
                 Err(error) if error.kind() == ErrorKind::Timeout => error,
@@ -249,7 +249,7 @@ impl Manager {
     /// Dropping the future gives up its place.
     pub async fn acquire(&self, submission: &Submission) -> Result<Permit> {
         let class = self.0.classes.find(&submission.class)?;
-        let allowed = submission.within.unwrap_or(self.0.classes[class].time_limit);
+        let allowed = submission.within.unwrap_or(self.0.classes[class].time_limit).min(LONGEST);
         self.0.admit(submission, class, allowed).await
     }
 

@@ -48,6 +48,8 @@ async fn an_operation_gets_the_limits_of_its_class() {
         drop(holder);
     });
     assert_eq!(left.unwrap(), 600 * MS);
+    let patient = Submission::read("high").within(Duration::MAX);
+    assert_eq!(manager.run(&patient, |limits| async move { Ok(limits.max_time) }).await.unwrap(), 86_400_000 * MS);
     let unknown = manager.run(&Submission::read("urgent"), |_| takes(MS)).await.unwrap_err();
     assert_eq!(unknown.kind(), ErrorKind::InvalidInput);
 }

@@ -88,8 +88,6 @@ struct ClassState {
     running: u32,
     memory_bytes: u64,
     queued: u32,
-    /// When it last had work.
-    wanted_at: Option<Duration>,
 }
 
 /// Slots of one kind and who waits for them.
@@ -111,6 +109,8 @@ struct Flow {
     waiting: BTreeMap<WaitingId, Waiting>,
     /// What all that waits will cost.
     waiting_cost: f64,
+    /// When it last had work.
+    wanted_at: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -154,9 +154,9 @@ impl Scheduler {
         {
             return Err(Refusal::QueueFull);
         }
-        class.wanted_at = Some(now);
         class.queued += 1;
         let flow = &mut pool.flows[request.class.0];
+        flow.wanted_at = Some(now);
         if flow.waiting.is_empty() {
             flow.virtual_time = flow.virtual_time.max(pool.virtual_time);
         }
@@ -217,10 +217,10 @@ impl Scheduler {
 
     /// Slots of a pool that nobody but a class may have.
     fn kept_for(&self, pool: &Pool, class: usize, now: Duration) -> u32 {
-        let (state, flow) = (&self.classes[class], &pool.flows[class]);
+        let flow = &pool.flows[class];
         let has_work = flow.running > 0 || !flow.waiting.is_empty();
-        let wants = has_work || state.wanted_at.is_some_and(|at| now < at.saturating_add(RESERVED_FOR));
-        if wants { state.reserved.saturating_sub(flow.running) } else { 0 }
+        let wants = has_work || flow.wanted_at.is_some_and(|at| now < at.saturating_add(RESERVED_FOR));
+        if wants { self.classes[class].reserved.saturating_sub(flow.running) } else { 0 }
     }
 
     fn begin(&mut self, now: Duration, access: Access, position: usize, aged: bool) -> Option<Begun> {
@@ -259,7 +259,7 @@ impl Scheduler {
         pool.aged -= u32::from(begun.aged);
         class.running -= 1;
         class.memory_bytes -= memory_bytes;
-        class.wanted_at = Some(now);
+        pool.flows[position].wanted_at = Some(now);
         if pool.running == 0 && pool.flows.iter().all(|flow| flow.waiting.is_empty()) {
             // A quiet pool owes nobody anything, and numbers stay small.
             pool.virtual_time = 0.0;
@@ -332,7 +332,6 @@ impl ClassState {
             running: 0,
             memory_bytes: 0,
             queued: 0,
-            wanted_at: None,
         }
     }
 

@@ -167,6 +167,22 @@ fn a_reserved_slot_is_kept_for_who_wants_it_and_lent_otherwise() {
 }
 
 #[test]
+fn who_only_reads_keeps_no_slots_for_writes() {
+    let mut both = classes(&[1, 1]);
+    both[0].reserved = 3;
+    let mut simulation = Simulation::new(both, 4);
+    simulation.arrive(read(0, 1.0), 1.0);
+    for _ in 0..4 {
+        for access in Access::ALL {
+            simulation.arrive(Request { access, ..read(1, 1.0) }, 1.0);
+        }
+    }
+    simulation.begin_all();
+    assert_eq!(simulation.scheduler.running(Access::Write), 4);
+    assert_eq!(simulation.scheduler.running(Access::Read), 2, "one of each, and two slots are kept");
+}
+
+#[test]
 fn limits_of_a_class_hold_it_back_and_nobody_else() {
     let mut both = classes(&[10, 1]);
     (both[0].max_concurrent, both[0].max_queued, both[0].max_memory_bytes) = (2, 3, 100);
