@@ -6,6 +6,7 @@ mod monitor;
 mod orders;
 mod replay;
 mod rounds;
+mod workload;
 
 use std::{
     path::{Path, PathBuf},
@@ -28,7 +29,7 @@ use mongo_examples::{Host, human_bytes, print_json, run};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::{monitor::WatchSettings, orders::Orders, replay::Speed, rounds::Round};
+use crate::{monitor::WatchSettings, orders::Orders, replay::Speed, rounds::Round, workload::EntrySettings};
 
 /// Measures this family against the bare server, and against other programs given by --peer.
 #[derive(Parser)]
@@ -54,6 +55,8 @@ enum Command {
     Replay(Settings),
     /// What watching a server costs it and how long a scrape takes, and against the common exporter with --peer mongodb_exporter=PATH
     Monitor(WatchSettings),
+    /// What it costs to let an operation in, alone and with many at once, beside a semaphore that knows no classes
+    Workload(EntrySettings),
 }
 
 #[derive(Args, Clone)]
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
             Some(Command::Restore(settings)) => (settings, Work::Restore),
             Some(Command::Replay(settings)) => (settings, Work::Replay),
             Some(Command::Monitor(settings)) => return watch(&cli, &settings).await,
+            Some(Command::Workload(settings)) => return enter(&cli, &settings).await,
         };
         let host = match &cli.uri {
             Some(_) => Host::at(cli.uri.as_deref()).await?,
@@ -131,6 +135,16 @@ async fn watch(cli: &Cli, settings: &WatchSettings) -> Result<ExitCode> {
         print_json(&rows)?;
     } else {
         rows.iter().for_each(monitor::Watching::print);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn enter(cli: &Cli, settings: &EntrySettings) -> Result<ExitCode> {
+    let rows = workload::entries(settings).await?;
+    if cli.json {
+        print_json(&rows)?;
+    } else {
+        rows.iter().for_each(workload::Entry::print);
     }
     Ok(ExitCode::SUCCESS)
 }

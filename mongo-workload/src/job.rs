@@ -183,7 +183,7 @@ mod tests {
     use crate::ManagerSettings;
 
     fn manager() -> Manager {
-        Manager::new(ManagerSettings { slots: std::num::NonZeroU32::MIN, ..ManagerSettings::default() })
+        Manager::new(ManagerSettings::default().with_slots(std::num::NonZeroU32::MIN))
     }
 
     async fn settled() {

@@ -46,6 +46,29 @@ impl Default for ManagerSettings {
     }
 }
 
+impl ManagerSettings {
+    /// Sets the classes.
+    #[must_use]
+    pub fn with_classes(mut self, classes: Classes) -> Self {
+        self.classes = classes;
+        self
+    }
+
+    /// Sets how many operations of each [`Access`] may be under way at once.
+    #[must_use]
+    pub fn with_slots(mut self, slots: NonZeroU32) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// Sets how failures other than timeouts are tried again.
+    #[must_use]
+    pub fn with_retry(mut self, retry: RetryPolicy) -> Self {
+        self.retry = retry;
+        self
+    }
+}
+
 /// Lets operations begin in the order that their classes deserve. Clones share it.
 ///
 /// See the [crate's docs](crate) for what it promises.

@@ -11,11 +11,7 @@ const MS: Duration = Duration::from_millis(1);
 fn settings(slots: u32, change: impl Fn(&mut Class)) -> ManagerSettings {
     let mut classes: Vec<Class> = Classes::default().iter().cloned().collect();
     classes.iter_mut().for_each(change);
-    ManagerSettings {
-        classes: Classes::new(classes).unwrap(),
-        slots: NonZeroU32::new(slots).unwrap(),
-        ..ManagerSettings::default()
-    }
+    ManagerSettings::default().with_classes(Classes::new(classes).unwrap()).with_slots(NonZeroU32::new(slots).unwrap())
 }
 
 fn manager(slots: u32) -> Manager {
@@ -129,8 +125,7 @@ async fn other_failures_are_tried_again_only_as_the_settings_say() {
     };
     manager(1).run(&Submission::read("high"), work).await.unwrap_err();
     assert_eq!(attempts.swap(0, Relaxed), 1);
-    let patient = ManagerSettings { retry: RetryPolicy::default().with_max_attempts(3), ..settings(1, |_| {}) };
-    let patient = Manager::new(patient);
+    let patient = Manager::new(settings(1, |_| {}).with_retry(RetryPolicy::default().with_max_attempts(3)));
     patient.run(&Submission::read("high"), work).await.unwrap_err();
     assert_eq!(attempts.swap(0, Relaxed), 3);
     patient.run(&Submission::write("high"), work).await.unwrap_err();
