@@ -22,13 +22,14 @@ pub struct Class {
     pub reserved: u32,
     /// Bytes that operations of it under way may need together, as their submitters say. One that needs more than all of it is refused. Default 256 MiB.
     pub max_memory_bytes: u64,
-    /// Operations of it that may wait; more are refused at once. Default 1000.
+    /// Operations of it that may wait, reads and writes counted apart; more are refused at once. Default 1000.
     pub max_queued: u32,
     /// What is given to the server as `maxTimeMS`, and the longest that an operation may take with its wait. Default 15 s.
     pub time_limit: Duration,
     /// Documents in a batch. Default 100.
     pub batch_size: u32,
-    /// Who has waited longer than this goes before its turn, by age alone: see the starvation bound in the crate's docs. Default 30 s.
+    /// Who has waited longer than this goes before its turn, by age alone: see the starvation bound in the crate's docs. Of no use unless it is
+    /// well below the time within which operations must be done. Default 5 s.
     pub ages_after: Duration,
     /// How often work may be submitted. Default: as often as one likes.
     pub rate: Option<Rate>,
@@ -63,7 +64,7 @@ impl Default for Class {
             max_queued: 1000,
             time_limit: Duration::from_secs(15),
             batch_size: 100,
-            ages_after: Duration::from_secs(30),
+            ages_after: Duration::from_secs(5),
             rate: None,
         }
     }
@@ -110,10 +111,10 @@ impl Class {
 ///
 /// | class | weight | time limit | batch | waits at most | ages after |
 /// |---|---|---|---|---|---|
-/// | `critical` | 8 | 60 s | 1000 | 1000 | 5 s |
-/// | `high` | 4 | 30 s | 500 | 1000 | 10 s |
-/// | `normal` | 2 | 15 s | 100 | 1000 | 20 s |
-/// | `low` | 1 | 5 s | 10 | 1000 | 60 s |
+/// | `critical` | 8 | 60 s | 1000 | 1000 | 10 s |
+/// | `high` | 4 | 30 s | 500 | 1000 | 8 s |
+/// | `normal` | 2 | 15 s | 100 | 1000 | 5 s |
+/// | `low` | 1 | 5 s | 10 | 1000 | 2 s |
 ///
 /// ```
 /// use mongo_workload::{Class, Classes};
@@ -201,10 +202,10 @@ impl Default for Classes {
         };
         let one = NonZeroU32::MIN;
         Self(vec![
-            class("critical", one.saturating_add(7), 60, 1000, 5),
-            class("high", one.saturating_add(3), 30, 500, 10),
-            class("normal", one.saturating_add(1), 15, 100, 20),
-            class("low", one, 5, 10, 60),
+            class("critical", one.saturating_add(7), 60, 1000, 10),
+            class("high", one.saturating_add(3), 30, 500, 8),
+            class("normal", one.saturating_add(1), 15, 100, 5),
+            class("low", one, 5, 10, 2),
         ])
     }
 }

@@ -1,6 +1,12 @@
 //! The metrics of a manager.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use mongo_core::metrics::{Counter, Gauge, Histogram, MetricsSink};
 
@@ -12,6 +18,8 @@ pub(crate) struct Instruments(Vec<ClassInstruments>);
 
 #[derive(Debug)]
 pub(crate) struct ClassInstruments {
+    /// The newest count that was told.
+    counted: AtomicU64,
     waiting: Arc<dyn Gauge>,
     running: Arc<dyn Gauge>,
     wait: Arc<dyn Histogram>,
@@ -60,6 +68,7 @@ impl ClassInstruments {
             sink.counter("mongo_workload_refused_total", help, &[("class", class), ("reason", reason)])
         };
         Self {
+            counted: AtomicU64::new(0),
             waiting: sink.gauge("mongo_workload_waiting", "Operations that wait.", &labels),
             running: sink.gauge("mongo_workload_running", "Operations under way.", &labels),
             wait: sink.histogram(
@@ -74,9 +83,11 @@ impl ClassInstruments {
         }
     }
 
-    pub(crate) fn counts(&self, (running, waiting): (u32, u32)) {
-        self.running.set(f64::from(running));
-        self.waiting.set(f64::from(waiting));
+    pub(crate) fn counts(&self, number: u64, (running, waiting): (u32, u32)) {
+        if self.counted.fetch_max(number, Relaxed) < number {
+            self.running.set(f64::from(running));
+            self.waiting.set(f64::from(waiting));
+        }
     }
 
     pub(crate) fn began(&self, waited: Duration) {

@@ -242,7 +242,8 @@ mod tests {
             sleep(Duration::from_secs(1000)).await;
             Ok(())
         });
-        sleep(Duration::from_secs(60 + 30 + 15 + 5 + 1)).await;
+        // Each attempt is awaited half a second longer than it has.
+        sleep(Duration::from_secs(60 + 30 + 15 + 5 + 4)).await;
         assert_eq!((slow.status(), slow.attempts()), (JobStatus::TimedOut, 4));
         let wrong = manager.submit(Submission::read("low"), |_| async { Err::<(), _>(Error::invalid("wrong")) });
         settled().await;

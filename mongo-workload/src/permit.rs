@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use mongo_core::{ErrorKind, Result};
+use mongo_core::{Error, ErrorKind, Result};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
@@ -105,127 +105,145 @@ impl Drop for Permit {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut state = self.inner.state();
-        // If its turn has come in the meantime, the permit that nobody receives gives the slot back.
-        if state.scheduler.withdraw(self.id, self.class, self.access) {
+        let mut told = Told::default();
+        {
+            let mut state = self.inner.state();
+            // If its turn has come in the meantime, the permit that nobody receives gives the slot back.
+            if !state.scheduler.withdraw(self.id, self.class, self.access) {
+                return;
+            }
             state.waiting.remove(&self.id);
-            self.inner.tell_counts(&state, self.class);
+            // It may have stood before something smaller.
+            self.inner.begin_all(&mut state, None, &mut told);
+            told.counts(&mut state, self.class);
         }
+        self.inner.deliver(told);
     }
 }
 
 impl Inner {
     /// Begins an operation or lets it wait.
     pub(crate) fn enter(self: &Arc<Self>, submission: &Submission, class: ClassIndex, allowed: Duration) -> Result<Entry> {
-        let now = self.now();
         let deadline = Instant::now() + allowed;
         let mut told = Told::default();
         let entry = {
             let mut state = self.state();
-            let (shape, request) = self.check(&mut state, submission, class, allowed, now)?;
-            let id = state.scheduler.arrive(now, request).map_err(|refusal| match refusal {
-                Refusal::QueueFull => {
-                    let message = "too much of its class waits already: submit less, or raise max_queued";
-                    self.refuse(class, RefusedFor::Queue, ErrorKind::Unavailable, message)
-                }
-                Refusal::TooLarge => {
-                    let message = "the operation needs more memory than its class may ever have: raise max_memory_bytes";
-                    self.refuse(class, RefusedFor::Memory, ErrorKind::InvalidInput, message)
-                }
-            })?;
-            let begun = self.begin_all(&mut state, now, Some(id), &mut told);
-            let entry = match begun {
-                Some(begun) => Entry::Begun(Permit {
-                    inner: Arc::clone(self),
-                    held: Some(Held { begun, shape, since: Instant::now() }),
-                    deadline,
-                }),
-                None => {
-                    let (tell, receiver) = oneshot::channel();
-                    state.waiting.insert(id, Waiter { shape, deadline, tell });
-                    let inner = Arc::clone(self);
-                    Entry::Waits(Place { inner, id, class, access: submission.access, deadline }, receiver)
-                }
+            let entry = match self.arrive(&mut state, submission, class, allowed) {
+                Ok((id, shape)) => match self.begin_all(&mut state, Some(id), &mut told) {
+                    Some(begun) => {
+                        let held = Some(Held { begun, shape, since: Instant::now() });
+                        Ok(Entry::Begun(Permit { inner: Arc::clone(self), held, deadline }))
+                    }
+                    None => {
+                        let (tell, receiver) = oneshot::channel();
+                        state.waiting.insert(id, Waiter { shape, deadline, tell });
+                        let place = Place { inner: Arc::clone(self), id, class, access: submission.access, deadline };
+                        Ok(Entry::Waits(place, receiver))
+                    }
+                },
+                Err(refused) => Err(refused),
             };
-            self.tell_counts(&state, class);
+            told.counts(&mut state, class);
             entry
         };
         self.deliver(told);
-        Ok(entry)
+        entry.map_err(|(reason, error)| {
+            if let Some(instruments) = self.instruments.of(class.0) {
+                instruments.refused(reason);
+            }
+            error.with_context("class", &self.class(class).name)
+        })
     }
 
-    /// Refuses what comes too often, or would not be done in time.
-    fn check(
+    /// Lets an operation wait, unless it is refused.
+    fn arrive(
         &self,
         state: &mut State,
         submission: &Submission,
         class: ClassIndex,
         allowed: Duration,
-        now: Duration,
-    ) -> Result<(ShapeKey, Request)> {
+    ) -> Result<(WaitingId, ShapeKey), (RefusedFor, Error)> {
+        let now = self.now();
+        let Submission { access, memory_bytes, .. } = *submission;
+        // Not its own cost: who is taken for too dear once would never be let in to show that it is not.
+        if state.scheduler.expected_wait(class, access) > micros(allowed) {
+            let message = "so much of its class waits that its turn would not come in time: submit less, or allow more time";
+            return Err((RefusedFor::Deadline, Error::new(ErrorKind::Unavailable, message)));
+        }
+        let shape = state.costs.key(class, access, &submission.shape);
+        let request = Request { class, access, cost: state.costs.expected(shape), memory_bytes };
+        let id = state.scheduler.arrive(now, request).map_err(|refusal| match refusal {
+            Refusal::QueueFull => {
+                let message = "too much of its class waits already: submit less, or raise max_queued";
+                (RefusedFor::Queue, Error::new(ErrorKind::Unavailable, message))
+            }
+            Refusal::TooLarge => {
+                let message = "the operation needs more memory than its class may ever have: raise max_memory_bytes";
+                (RefusedFor::Memory, Error::new(ErrorKind::InvalidInput, message))
+            }
+        })?;
+        // Last, as it is counted.
         if let Some(Some(rate)) = state.rates.get_mut(class.0)
             && let Err(wait) = rate.admit(now)
         {
-            let message = "work of this class comes more often than its rate allows";
-            let refused = self.refuse(class, RefusedFor::Rate, ErrorKind::Unavailable, message);
-            return Err(refused.with_context("welcome again in ms", wait.as_millis() + 1));
+            state.scheduler.withdraw(id, class, access);
+            let error = Error::new(ErrorKind::Unavailable, "work of this class comes more often than its rate allows");
+            return Err((RefusedFor::Rate, error.with_context("welcome again in ms", wait.as_millis() + 1)));
         }
-        let Submission { access, memory_bytes, .. } = *submission;
-        let shape = state.costs.key(class, access, &submission.shape);
-        let cost = state.costs.expected(shape);
-        let wait = state.scheduler.expected_wait(class, access);
-        // Who need not wait is let in however dear it is believed to be: else nobody would ever learn that it is not.
-        if wait > 0.0 && wait + cost > micros(allowed) {
-            let message = "so much of its class waits that it would not be done in time: submit less, or allow more time";
-            return Err(self.refuse(class, RefusedFor::Deadline, ErrorKind::Unavailable, message));
-        }
-        Ok((shape, Request { class, access, cost, memory_bytes }))
+        Ok((id, shape))
     }
 
     pub(crate) fn set_slots(self: &Arc<Self>, access: Access, slots: NonZeroU32) {
+        self.state().scheduler.set_limit(access, slots.get());
+        self.begin_what_may();
+    }
+
+    /// Begins what may begin by now.
+    pub(crate) fn begin_what_may(self: &Arc<Self>) {
         let mut told = Told::default();
-        {
-            let mut state = self.state();
-            state.scheduler.set_limit(access, slots.get());
-            let now = self.now();
-            let _ = self.begin_all(&mut state, now, None, &mut told);
-        }
+        self.begin_all(&mut self.state(), None, &mut told);
         self.deliver(told);
     }
 
     /// Begins all that may begin. Gives back `own`, if that is among it.
-    fn begin_all(self: &Arc<Self>, state: &mut State, now: Duration, own: Option<WaitingId>, told: &mut Told) -> Option<Begun> {
+    fn begin_all(self: &Arc<Self>, state: &mut State, own: Option<WaitingId>, told: &mut Told) -> Option<Begun> {
+        let now = self.now();
         let mut begun_itself = None;
         while let Some(begun) = state.scheduler.next(now) {
-            if let Some(instruments) = self.instruments.of(begun.request.class.0) {
-                instruments.began(begun.waited);
-            }
-            self.tell_counts(state, begun.request.class);
+            let class = begun.request.class;
+            told.observed.push(Observed::Began(class, begun.waited));
             if Some(begun.id) == own {
                 begun_itself = Some(begun);
-                continue;
-            }
-            match state.waiting.remove(&begun.id) {
-                Some(Waiter { shape, deadline, tell }) => {
-                    let held = Some(Held { begun, shape, since: Instant::now() });
-                    told.0.push((tell, Permit { inner: Arc::clone(self), held, deadline }));
-                }
+            } else if let Some(Waiter { shape, deadline, tell }) = state.waiting.remove(&begun.id) {
+                let held = Some(Held { begun, shape, since: Instant::now() });
+                told.permits.push((tell, Permit { inner: Arc::clone(self), held, deadline }));
+            } else {
                 // Cannot be: whatever waits in the scheduler waits here.
-                None => state.scheduler.end(now, &begun, 0.0),
+                state.scheduler.end(now, &begun, 0.0);
             }
+            told.counts(state, class);
         }
         begun_itself
     }
 
-    /// Tells everybody whose turn has come. Not under the lock: a permit that nobody receives takes it.
+    /// Tells everybody whose turn has come, and the host's metrics. Not under the lock: a permit that nobody receives takes it, and so may a host.
     fn deliver(self: &Arc<Self>, mut told: Told) {
-        while let Some((tell, permit)) = told.0.pop() {
+        while let Some((tell, permit)) = told.permits.pop() {
             if let Err(mut unwanted) = tell.send(permit)
                 && let Some(held) = unwanted.held.take()
             {
                 // Not by dropping it, which would come back here, once for each that has gone.
                 self.end(held, None, &mut told);
             }
+        }
+        for observed in told.observed {
+            match observed {
+                Observed::Began(class, waited) => self.instruments.of(class.0).map(|instruments| instruments.began(waited)),
+                Observed::Served(class, took) => self.instruments.of(class.0).map(|instruments| instruments.served(took)),
+                Observed::Counts(class, number, counts) => {
+                    self.instruments.of(class.0).map(|instruments| instruments.counts(number, counts))
+                }
+            };
         }
     }
 
@@ -239,25 +257,33 @@ impl Inner {
     fn end(self: &Arc<Self>, held: Held, took: Option<Duration>, told: &mut Told) {
         let class = held.begun.request.class;
         let mut state = self.state();
-        let now = self.now();
         if let Some(took) = took {
             state.costs.learn(held.shape, took);
-            if let Some(instruments) = self.instruments.of(class.0) {
-                instruments.served(took);
-            }
+            told.observed.push(Observed::Served(class, took));
         }
-        state.scheduler.end(now, &held.begun, took.map_or(0.0, micros));
-        let _ = self.begin_all(&mut state, now, None, told);
-        self.tell_counts(&state, class);
-    }
-
-    fn tell_counts(&self, state: &State, class: ClassIndex) {
-        if let Some(instruments) = self.instruments.of(class.0) {
-            instruments.counts(state.scheduler.counts(class));
-        }
+        state.scheduler.end(self.now(), &held.begun, took.map_or(0.0, micros));
+        self.begin_all(&mut state, None, told);
+        told.counts(&mut state, class);
     }
 }
 
-/// Whom to tell, once the lock is free.
+/// Whom to tell what, once the lock is free.
 #[derive(Default)]
-struct Told(Vec<(oneshot::Sender<Permit>, Permit)>);
+struct Told {
+    permits: Vec<(oneshot::Sender<Permit>, Permit)>,
+    observed: Vec<Observed>,
+}
+
+enum Observed {
+    Began(ClassIndex, Duration),
+    Served(ClassIndex, Duration),
+    /// Under way and waiting, and the how manieth count it is: what is told late must not stand.
+    Counts(ClassIndex, u64, (u32, u32)),
+}
+
+impl Told {
+    fn counts(&mut self, state: &mut State, class: ClassIndex) {
+        state.counted += 1;
+        self.observed.push(Observed::Counts(class, state.counted, state.scheduler.counts(class)));
+    }
+}

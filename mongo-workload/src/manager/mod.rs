@@ -18,9 +18,9 @@ use mongo_core::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    class::{Class, ClassIndex, Classes, LONGEST},
+    class::{Class, ClassIndex, Classes, LONGEST, RESERVED_FOR},
     cost::Costs,
-    instruments::{ClassInstruments, Instruments, Outcome, RefusedFor},
+    instruments::{ClassInstruments, Instruments, Outcome},
     job::Progress,
     permit::{Entry, Permit, Waiter},
     rate::RateLimit,
@@ -104,6 +104,8 @@ pub(crate) struct State {
     pub(crate) scheduler: Scheduler,
     pub(crate) rates: Vec<Option<RateLimit>>,
     pub(crate) costs: Costs,
+    /// How often it was counted what runs and waits.
+    pub(crate) counted: u64,
     /// Whom to tell that it may begin.
     pub(crate) waiting: HashMap<WaitingId, Waiter>,
 }
@@ -114,7 +116,7 @@ pub(crate) struct State {
 pub struct Limits {
     /// The class in which it runs: a lower one than it was submitted with after a timeout.
     pub class: String,
-    /// What is left of its time, for `maxTimeMS`. Whatever takes longer is dropped.
+    /// What is left of its time, for `maxTimeMS`. Whatever takes half a second longer is dropped.
     pub max_time: Duration,
     /// Documents in a batch.
     pub batch_size: u32,
@@ -163,6 +165,7 @@ impl Manager {
             scheduler: Scheduler::new(&classes, slots.get()),
             rates: classes.iter().map(|class| class.rate.map(RateLimit::new)).collect(),
             costs: Costs::default(),
+            counted: 0,
             waiting: HashMap::new(),
         };
         Self(Arc::new(Inner {
@@ -178,8 +181,9 @@ impl Manager {
     /// Runs `work` when its turn comes, within the limits that it is given.
     ///
     /// What times out, waiting or at work, is tried again at the next lower class, three times at most; a write that has begun only if it is
-    /// [idempotent](Submission::idempotent). Other failures are tried again as the [settings](ManagerSettings::retry) say, under the same
-    /// condition. Between attempts nothing is held.
+    /// [idempotent](Submission::idempotent). Other failures of the work are tried again as the [settings](ManagerSettings::retry) say, under the same
+    /// condition. Both are paid for from one [`RetryBudget`], so that they cannot multiply an overload. What is refused is not tried again. Between
+    /// attempts nothing is held.
     ///
     /// # Errors
     /// `InvalidInput` for a class that there is not, or more memory than it may ever have; `Unavailable` at once where too much waits, comes
@@ -206,31 +210,39 @@ impl Manager {
         let policy = if submission.is_idempotent { self.0.retry.clone() } else { RetryPolicy::never() };
         // Nobody cancels but by dropping the future.
         let cancel = CancellationToken::new();
+        let mut late: Option<Error> = None;
         for lowered in 0.. {
             let limit = self.0.classes[class].time_limit;
             let allowed = submission.within.unwrap_or(limit).min(if lowered == 0 { LONGEST } else { limit });
             let once = |_| self.attempt(submission, (class, allowed), &work, progress);
-            let error = match retry(&policy, &self.0.budget, &cancel, once).await {
-                Err(error) if error.kind() == ErrorKind::Timeout => error,
-                result => return result,
+            let error = match (retry(&policy, &self.0.budget, &cancel, once).await, late) {
+                (Ok(Attempt::Ended(value)), _) => return Ok(value),
+                (Ok(Attempt::Late(error)), _) => error,
+                (Err(error), _) if error.kind() == ErrorKind::Timeout => error,
+                (Err(error), _) | (Ok(Attempt::Refused(error)), None) => return Err(error),
+                // What it came to is that its time was up, perhaps after it had begun.
+                (Ok(Attempt::Refused(refused)), Some(late)) => return Err(late.with_context("and then", refused)),
             };
+            let error = error.with_context("attempts", progress.attempts());
             let may_be_repeated = submission.is_idempotent || !progress.has_begun();
             match self.0.classes.below(class) {
-                Some(below) if lowered < LOWERED_AT_MOST && may_be_repeated => class = below,
-                _ => return Err(error.with_context("attempts", progress.attempts())),
+                // What everybody's timeouts would double is paid for like any other retry.
+                Some(below) if lowered < LOWERED_AT_MOST && may_be_repeated && self.0.budget.withdraw() => class = below,
+                _ => return Err(error),
             }
+            late = Some(error);
         }
         Err(Error::internal("an operation without an end"))
     }
 
-    /// Waits for a slot and does the work once.
+    /// Waits for a slot and does the work once. The error is that of the work.
     async fn attempt<T, F, Fut>(
         &self,
         submission: &Submission,
         (class, allowed): (ClassIndex, Duration),
         work: &F,
         progress: &Progress,
-    ) -> Result<T>
+    ) -> Result<Attempt<T>>
     where
         F: Fn(Limits) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T>> + Send,
@@ -241,15 +253,18 @@ impl Manager {
         let mut outcome = OutcomeOnDrop { instruments: self.0.instruments.of(class.0), outcome: Some(Outcome::Cancelled) };
         let permit = match self.0.admit(submission, class, allowed).await {
             Ok(permit) => permit,
+            Err(error) if error.kind() == ErrorKind::Timeout => {
+                outcome.outcome = Some(Outcome::TimedOut);
+                return Ok(Attempt::Late(error));
+            }
             Err(error) => {
                 // Refusals are counted as that.
-                outcome.outcome = (error.kind() == ErrorKind::Timeout).then_some(Outcome::TimedOut);
-                return Err(error);
+                outcome.outcome = None;
+                return Ok(Attempt::Refused(error));
             }
         };
         progress.running();
-        let deadline = permit.deadline();
-        let result = match timeout_at(deadline, work(permit.limits_of(attempt))).await {
+        let result = match timeout_at(permit.deadline() + GRACE, work(permit.limits_of(attempt))).await {
             Ok(result) => result,
             Err(_) => Err(self.0.too_late(class, "the operation took longer than it may")),
         };
@@ -260,7 +275,7 @@ impl Manager {
             Err(_) => Outcome::Failed,
         });
         drop(permit);
-        result
+        result.map(Attempt::Ended)
     }
 
     /// Waits for a slot, for work that a host runs itself. It is held until the [`Permit`] is dropped: hold none while there is nothing to do.
@@ -314,27 +329,31 @@ impl Inner {
         &self.classes[index]
     }
 
-    pub(crate) fn refuse(&self, class: ClassIndex, reason: RefusedFor, kind: ErrorKind, message: &'static str) -> Error {
-        if let Some(instruments) = self.instruments.of(class.0) {
-            instruments.refused(reason);
-        }
-        Error::new(kind, message).with_context("class", &self.class(class).name)
-    }
-
     fn too_late(&self, class: ClassIndex, message: &'static str) -> Error {
         Error::new(ErrorKind::Timeout, message).with_context("class", &self.class(class).name)
     }
 
     /// Lets an operation in when its turn comes. What is late by then is never begun.
     async fn admit(self: &Arc<Self>, submission: &Submission, class: ClassIndex, allowed: Duration) -> Result<Permit> {
-        let (place, told) = match self.enter(submission, class, allowed)? {
+        if allowed < Duration::from_millis(1) {
+            return Err(self.too_late(class, "the operation's time was up before it was submitted"));
+        }
+        let (place, mut told) = match self.enter(submission, class, allowed)? {
             Entry::Begun(permit) => return Ok(permit),
             Entry::Waits(place, told) => (place, told),
         };
-        let permit = match timeout_at(place.deadline, told).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) => return Err(Error::internal("a waiting operation was forgotten")),
-            Err(_) => return Err(self.too_late(class, "the operation's time was up before its turn came")),
+        // Age and the end of a reservation come by themselves, and nobody tells of them.
+        let mut look_again = Instant::now() + self.class(class).ages_after.min(RESERVED_FOR);
+        let permit = loop {
+            match timeout_at(place.deadline.min(look_again), &mut told).await {
+                Ok(Ok(permit)) => break permit,
+                Ok(Err(_)) => return Err(Error::internal("a waiting operation was forgotten")),
+                Err(_) if look_again < place.deadline => {
+                    look_again = Instant::now() + RESERVED_FOR;
+                    self.begin_what_may();
+                }
+                Err(_) => return Err(self.too_late(class, "the operation's time was up before its turn came")),
+            }
         };
         if Instant::now() >= permit.deadline() {
             permit.give_back_unused();
@@ -342,6 +361,15 @@ impl Inner {
         }
         Ok(permit)
     }
+}
+
+/// What came of an attempt that the work did not end with an error.
+enum Attempt<T> {
+    Ended(T),
+    /// Its time was up before its turn came.
+    Late(Error),
+    /// It was not let in.
+    Refused(Error),
 }
 
 /// Counts how an operation ended, also if nobody waits for its end.
@@ -360,3 +388,5 @@ impl Drop for OutcomeOnDrop<'_> {
 
 /// After so many timeouts, each tried again at a lower class, an operation has failed.
 const LOWERED_AT_MOST: u32 = 3;
+/// So long after its time the server has for telling that it has ended an operation: if that is not awaited, its connection is lost with it.
+const GRACE: Duration = Duration::from_millis(500);

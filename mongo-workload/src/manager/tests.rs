@@ -273,6 +273,79 @@ async fn more_slots_let_more_begin_at_once_and_fewer_interrupt_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_gives_up_its_place_lets_in_what_it_stood_before() {
+    let manager = Manager::new(settings(8, |class| class.max_memory_bytes = 100));
+    let of = |bytes| Submission::read("normal").memory(bytes).within(60_000 * MS);
+    let holder = manager.acquire(&of(60)).await.unwrap();
+    let large = of(60);
+    let mut large = Box::pin(manager.acquire(&large));
+    assert!(futures_poll(large.as_mut()).await.is_none());
+    let small = of(10);
+    let mut small = Box::pin(manager.acquire(&small));
+    assert!(futures_poll(small.as_mut()).await.is_none());
+    drop(large);
+    drop(futures_poll(small.as_mut()).await.unwrap().unwrap());
+    drop(holder);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_that_lapses_and_age_are_noticed_though_nothing_else_happens() {
+    let manager = Manager::new(settings(4, |class| match class.name.as_str() {
+        "critical" => class.reserved = 3,
+        "low" => class.ages_after = 3_600_000 * MS,
+        _ => {}
+    }));
+    manager.run(&Submission::read("critical"), |_| takes(MS)).await.unwrap();
+    let low = Submission::read("low").within(60_000 * MS);
+    let holder = manager.acquire(&low).await.unwrap();
+    let started = Instant::now();
+    drop(manager.acquire(&low).await.unwrap());
+    assert!(started.elapsed() <= 2 * RESERVED_FOR, "{:?}", started.elapsed());
+    drop(holder);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shape_that_was_dear_once_is_let_in_again() {
+    let manager = manager(1);
+    let dear = Submission::read("normal").shape("scan");
+    // Far longer than its class allows.
+    manager.run(&dear.clone().within(100_000 * MS), |_| takes(90_000 * MS)).await.unwrap();
+    let cheap = Submission::read("normal").shape("lookup");
+    let work = |_| takes(MS);
+    let (first, second, third) = tokio::join!(manager.run(&cheap, work), manager.run(&cheap, work), manager.run(&dear, work));
+    for done in [first, second, third] {
+        done.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn timeouts_of_all_are_not_multiplied() {
+    let manager = manager(100);
+    let attempts = AtomicU32::new(0);
+    let work = |_| {
+        attempts.fetch_add(1, Relaxed);
+        takes(3_600_000 * MS)
+    };
+    for _ in 0..100 {
+        manager.run(&Submission::read("critical"), work).await.unwrap_err();
+    }
+    // A hundred, ten in reserve, and a fifth of what was begun: first attempts and those at lower classes put in alike.
+    let attempts = attempts.load(Relaxed);
+    assert!((110..=140).contains(&attempts), "{attempts}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_no_time_is_not_begun() {
+    let begun = AtomicU32::new(0);
+    let work = |_| {
+        begun.fetch_add(1, Relaxed);
+        takes(MS)
+    };
+    let error = manager(1).run(&Submission::write("low").within(Duration::ZERO), work).await.unwrap_err();
+    assert_eq!((error.kind(), begun.load(Relaxed)), (ErrorKind::Timeout, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_panic_in_one_job_harms_no_other() {
     let manager = manager(1);
     let submission = Submission::read("normal");

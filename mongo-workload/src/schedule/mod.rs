@@ -4,16 +4,16 @@
 //!
 //! Reads and writes have slots of their own, a [`Pool`] each. In a pool every class has a virtual time, which grows by the cost of what is begun
 //! divided by the class's weight; whoever is furthest behind is next. A class that comes back from having nothing to do begins at the
-//! pool's own virtual time, which is that of whoever was begun last: it neither pays for its absence nor is paid. Costs are estimates when work begins and are put right when
-//! it ends. (Goyal, Vin, Cheng: *Start-time Fair Queueing*, 1996; with depth: Jin, Chase, Kaur, 2004.)
+//! pool's own virtual time, which is that of whoever is furthest behind of those that wait and that their own limits let begin: it neither pays for its absence nor is paid.
+//! Costs are estimates when work begins and are put right when it ends. (Goyal, Vin, Cheng: *Start-time Fair Queueing*, 1996; with depth: Jin, Chase, Kaur, 2004.)
 //!
 //! For two classes *i* and *j* that have work waiting all the while, with *W* the cost of what was begun for them, *w* their weights, *c* their largest
-//! costs and *D* the slots of the pool: |Wᵢ/wᵢ − Wⱼ/wⱼ| ≤ (D + 1)·(cᵢ/wᵢ + cⱼ/wⱼ).
+//! costs, believed or real, and *D* the slots of the pool, as long as nothing of them has aged: |Wᵢ/wᵢ − Wⱼ/wⱼ| ≤ (D + 1)·(cᵢ/wᵢ + cⱼ/wⱼ).
 //!
 //! Who has waited longer than its class's `ages_after` stands in one lane with all others of its pool to whom that has happened, by age alone. The lane gets every
 //! slot that becomes free while fewer than *r* = max(1, a tenth of the slots) are busy with aged work. So if every operation ends within
 //! *c*, nobody waits longer than *A* + (⌈(k + 1)/r⌉ + 1)·*c*, where *A* is its class's `ages_after` and *k* the work in the lane before it, unless its own class's limits hold
-//! it back: these stand above everything.
+//! it back: these stand above everything. What is done in the lane is beside all shares: nobody pays for it.
 
 #[cfg(test)]
 mod tests;
@@ -67,6 +67,15 @@ pub(crate) struct Begun {
     pub(crate) waited: Duration,
     /// Whether it went before its turn, by age.
     pub(crate) aged: bool,
+}
+
+/// Who could begin in a pool.
+#[derive(Clone, Copy)]
+struct Candidate {
+    access: Access,
+    position: usize,
+    since: Duration,
+    aged: bool,
 }
 
 /// Decides who is next.
@@ -148,14 +157,13 @@ impl Scheduler {
             return Err(Refusal::TooLarge);
         }
         let pool = &mut self.pools[request.access.position()];
+        let flow = &mut pool.flows[request.class.0];
         // Who finds a free slot does not wait: the length of a queue is not a limit on what runs.
-        if class.queued >= class.max_queued
-            && (class.queued > 0 || pool.running >= pool.limit || !class.has_room(request.memory_bytes))
-        {
+        let must_wait = !flow.waiting.is_empty() || pool.running >= pool.limit || !class.has_room(request.memory_bytes);
+        if must_wait && flow.waiting.len() >= class.max_queued as usize {
             return Err(Refusal::QueueFull);
         }
         class.queued += 1;
-        let flow = &mut pool.flows[request.class.0];
         flow.wanted_at = Some(now);
         if flow.waiting.is_empty() {
             flow.virtual_time = flow.virtual_time.max(pool.virtual_time);
@@ -178,41 +186,55 @@ impl Scheduler {
 
     /// What may begin now. To be asked again until it gives nothing.
     pub(crate) fn next(&mut self, now: Duration) -> Option<Begun> {
-        Access::ALL.into_iter().find_map(|access| self.next_of(now, access))
+        let candidates = Access::ALL.into_iter().filter_map(|access| self.candidate(now, access));
+        // Where the limits of a class leave room for only one of a read and a write, the older one has it.
+        let chosen = candidates.min_by_key(|candidate| candidate.since)?;
+        self.begin(now, chosen)
     }
 
-    fn next_of(&mut self, now: Duration, access: Access) -> Option<Begun> {
+    fn candidate(&self, now: Duration, access: Access) -> Option<Candidate> {
         let pool = &self.pools[access.position()];
         if pool.running >= pool.limit {
             return None;
         }
-        let reserved: u32 = (0..self.classes.len()).map(|class| self.kept_for(pool, class, now)).sum();
-        let free = pool.limit - pool.running;
-        let mut fairest: Option<(f64, usize)> = None;
-        let mut oldest: Option<(Duration, usize)> = None;
-        for (position, (flow, class)) in pool.flows.iter().zip(&self.classes).enumerate() {
+        let kept: u64 = (0..self.classes.len()).map(|class| u64::from(self.kept_for(pool, class, now))).sum();
+        let free = u64::from(pool.limit - pool.running);
+        let mut fairest: Option<(f64, Candidate)> = None;
+        let mut oldest: Option<(Duration, Candidate)> = None;
+        for (position, flow) in pool.flows.iter().enumerate() {
             let Some(head) = flow.waiting.values().next() else { continue };
-            if !class.has_room(head.request.memory_bytes) {
+            let class = &self.classes[position];
+            if !class.has_room(head.request.memory_bytes) || self.gives_way(access, position, head.since) {
                 continue;
             }
+            let candidate = Candidate { access, position, since: head.since, aged: false };
             let aged_at = head.since.saturating_add(class.ages_after);
             if aged_at <= now && oldest.is_none_or(|(oldest, _)| aged_at < oldest) {
-                oldest = Some((aged_at, position));
+                oldest = Some((aged_at, Candidate { aged: true, ..candidate }));
             }
-            // What is kept for others is not for this one; what is kept for itself is. Never are all slots kept, also where there are fewer than
+            // What is kept for itself is its own. What is kept for others is not, but never are all slots kept, also where there are fewer than
             // classes have reserved.
-            let kept_for_others = (reserved - self.kept_for(pool, position, now)).min(pool.limit - 1);
-            if free > kept_for_others && fairest.is_none_or(|(least, _)| flow.virtual_time < least) {
-                fairest = Some((flow.virtual_time, position));
+            let own = u64::from(self.kept_for(pool, position, now));
+            let may_have_one = own > 0 || free > (kept - own).min(u64::from(pool.limit) - 1);
+            if may_have_one && fairest.is_none_or(|(least, _)| flow.virtual_time < least) {
+                fairest = Some((flow.virtual_time, candidate));
             }
         }
-        let lane = (pool.limit / 10).max(1);
-        let (position, aged) = match (oldest, fairest) {
-            (Some((_, position)), _) if pool.aged < lane => (position, true),
-            (_, Some((_, position))) => (position, false),
-            _ => return None,
-        };
-        self.begin(now, access, position, aged)
+        match oldest {
+            Some((_, candidate)) if pool.aged < (pool.limit / 10).max(1) => Some(candidate),
+            _ => fairest.map(|(_, candidate)| candidate),
+        }
+    }
+
+    /// Whether an older operation of the same class, that would have a slot among those for the other kind, waits for memory of the class: what is younger
+    /// does not take that away from it.
+    fn gives_way(&self, access: Access, position: usize, since: Duration) -> bool {
+        Access::ALL.into_iter().filter(|other| *other != access).any(|other| {
+            let pool = &self.pools[other.position()];
+            let head = pool.flows[position].waiting.values().next();
+            pool.running < pool.limit
+                && head.is_some_and(|head| head.since < since && !self.classes[position].has_room(head.request.memory_bytes))
+        })
     }
 
     /// Slots of a pool that nobody but a class may have.
@@ -223,24 +245,32 @@ impl Scheduler {
         if wants { self.classes[class].reserved.saturating_sub(flow.running) } else { 0 }
     }
 
-    fn begin(&mut self, now: Duration, access: Access, position: usize, aged: bool) -> Option<Begun> {
+    fn begin(&mut self, now: Duration, chosen: Candidate) -> Option<Begun> {
+        let Candidate { access, position, aged, .. } = chosen;
         let pool = &mut self.pools[access.position()];
-        let (id, Waiting { request, since }) = pool.flows[position].waiting.pop_first()?;
-        pool.flows[position].left(request.cost);
-        let started_at = pool.flows[position].virtual_time;
-        if !aged {
-            pool.virtual_time = pool.virtual_time.max(started_at);
-            // Whoever is held back by its own limits does not save up for later.
-            for (flow, class) in pool.flows.iter_mut().zip(&self.classes) {
-                let is_held_back = flow.waiting.values().next().is_some_and(|head| !class.has_room(head.request.memory_bytes));
-                if is_held_back {
-                    flow.virtual_time = flow.virtual_time.max(started_at);
-                }
+        // How far whoever is furthest behind has come, of those that their own limits let begin: not of who is begun for its age or its reservation.
+        let (mut behind, mut held_back) = (f64::INFINITY, Vec::new());
+        for (flow, class) in pool.flows.iter_mut().zip(&self.classes) {
+            let Some(head) = flow.waiting.values().next() else { continue };
+            if class.has_room(head.request.memory_bytes) {
+                behind = behind.min(flow.virtual_time);
+            } else {
+                held_back.push(flow);
             }
         }
-        let class = &mut self.classes[position];
-        pool.flows[position].virtual_time += request.cost / class.weight;
-        pool.flows[position].running += 1;
+        if behind.is_finite() {
+            pool.virtual_time = pool.virtual_time.max(behind);
+        }
+        // Whoever is held back by its own limits does not save up for later.
+        held_back.into_iter().for_each(|flow| flow.virtual_time = flow.virtual_time.max(pool.virtual_time));
+        let (id, Waiting { request, since }) = pool.flows[position].waiting.pop_first()?;
+        let (flow, class) = (&mut pool.flows[position], &mut self.classes[position]);
+        flow.left(request.cost);
+        // The lane is nobody's share: who was served there does not pay for it with its own.
+        if !aged {
+            flow.virtual_time += request.cost / class.weight;
+        }
+        flow.running += 1;
         pool.running += 1;
         pool.aged += u32::from(aged);
         class.running += 1;
@@ -253,8 +283,13 @@ impl Scheduler {
     pub(crate) fn end(&mut self, now: Duration, begun: &Begun, cost: f64) {
         let Request { class: ClassIndex(position), access, cost: estimated, memory_bytes } = begun.request;
         let (class, pool) = (&mut self.classes[position], &mut self.pools[access.position()]);
-        pool.flows[position].virtual_time += (cost - estimated) / class.weight;
-        pool.flows[position].running -= 1;
+        let flow = &mut pool.flows[position];
+        if !begun.aged {
+            // What was believed too dear is given back, but not so that the class is ahead of who has waited meanwhile.
+            let floor = flow.virtual_time.min(pool.virtual_time);
+            flow.virtual_time = (flow.virtual_time + (cost - estimated) / class.weight).max(floor);
+        }
+        flow.running -= 1;
         pool.running -= 1;
         pool.aged -= u32::from(begun.aged);
         class.running -= 1;
@@ -303,7 +338,10 @@ impl Scheduler {
             .iter()
             .zip(&self.classes)
             .enumerate()
-            .filter(|(position, (flow, _))| *position == class.0 || !flow.waiting.is_empty())
+            .filter(|(position, (flow, state))| {
+                // Who is held back by its own limits leaves its share to the others.
+                *position == class.0 || flow.waiting.values().next().is_some_and(|head| state.has_room(head.request.memory_bytes))
+            })
             .map(|(_, (_, state))| state.weight)
             .sum();
         let share = self.classes[class.0].weight / weights;

@@ -203,6 +203,80 @@ fn limits_of_a_class_hold_it_back_and_nobody_else() {
 }
 
 #[test]
+fn classes_that_have_reserved_more_than_there_is_share_all_of_it() {
+    let mut both = classes(&[1, 1]);
+    both.iter_mut().for_each(|class| class.reserved = 10);
+    let mut simulation = Simulation::new(both, 12);
+    for position in [0, 1].into_iter().cycle().take(40) {
+        simulation.arrive(read(position, 1.0), 1.0);
+    }
+    simulation.begin_all();
+    assert_eq!(simulation.scheduler.running(Access::Read), 12);
+    // Sums of reservations are no trap either.
+    let mut huge = classes(&[1, 1]);
+    huge.iter_mut().for_each(|class| (class.max_concurrent, class.reserved) = (u32::MAX, u32::MAX));
+    let mut simulation = Simulation::new(huge, 4);
+    for position in [0, 1].into_iter().cycle().take(10) {
+        simulation.arrive(read(position, 1.0), 1.0);
+    }
+    simulation.begin_all();
+    assert_eq!(simulation.scheduler.running(Access::Read), 4);
+}
+
+#[test]
+fn a_reservation_does_not_put_back_who_comes_new() {
+    // The first is always busy in its reserved slots, and far ahead of its share.
+    let mut all = classes(&[1, 8, 8]);
+    all[0].reserved = 2;
+    let mut simulation = Simulation::new(all, 4);
+    let refill = |simulation: &mut Simulation, positions: &[usize]| {
+        for position in positions {
+            while simulation.scheduler.counts(ClassIndex(*position)).1 < 4 {
+                simulation.arrive(read(*position, 10.0), 10.0);
+            }
+        }
+        simulation.begin_all();
+        simulation.step();
+    };
+    for _ in 0..4000 {
+        refill(&mut simulation, &[0, 1]);
+    }
+    simulation.served = vec![0.0; 3];
+    for _ in 0..2000 {
+        refill(&mut simulation, &[0, 1, 2]);
+    }
+    let (old, new) = (simulation.served[1], simulation.served[2]);
+    assert!((old - new).abs() < 0.05 * old, "{:?}", simulation.served);
+}
+
+#[test]
+fn neither_reads_nor_writes_of_a_class_take_all_that_it_may_have() {
+    let mut one = classes(&[1]);
+    (one[0].max_concurrent, one[0].max_queued, one[0].max_memory_bytes) = (2, 4, 100);
+    let mut simulation = Simulation::new(one, 8);
+    let mut begun = [0, 0];
+    for round in 0..200_u64 {
+        simulation.now += Duration::from_micros(1);
+        for access in Access::ALL {
+            // Those that write need so much memory that they run alone.
+            let memory_bytes = if access == Access::Write { 80 } else { 40 };
+            let request = Request { access, memory_bytes, ..read(0, 1.0) };
+            match simulation.scheduler.arrive(simulation.now, request) {
+                Ok(id) => drop(simulation.real.insert(id, 1.0)),
+                // Each kind has a queue of its own.
+                Err(refusal) => assert!(refusal == Refusal::QueueFull && round > 2),
+            }
+        }
+        simulation.begin_all();
+        simulation.step();
+    }
+    for done in &simulation.begun {
+        begun[done.request.access.position()] += 1;
+    }
+    assert!(begun.iter().all(|count| *count > 40), "{begun:?}");
+}
+
+#[test]
 fn memory_of_a_class_is_given_back() {
     let mut one = classes(&[1]);
     one[0].max_memory_bytes = 100;
@@ -334,9 +408,9 @@ proptest! {
                             waiting.push((id, request));
                         }
                         Err(refusal) => {
-                            let (_, queued) = simulation.scheduler.counts(request.class);
+                            let alike = waiting.iter().filter(|(_, other)| (other.class, other.access) == (request.class, request.access));
                             prop_assert_eq!(refusal, Refusal::QueueFull);
-                            prop_assert!(queued >= limits[request.class.0].1);
+                            prop_assert!(alike.count() >= limits[request.class.0].1 as usize);
                         }
                     }
                 }
@@ -357,8 +431,19 @@ proptest! {
                 let (running, limit) = (simulation.scheduler.running(access), simulation.scheduler.limit(access));
                 prop_assert!(running <= limit.max(before));
                 let heads = limits.iter().enumerate().filter(|(position, _)| {
-                    let head = waiting.iter().filter(|(_, request)| request.access == access && request.class.0 == *position).min_by_key(|(id, _)| *id);
-                    head.is_some_and(|(_, request)| simulation.scheduler.classes[*position].has_room(request.memory_bytes))
+                    let head = |access: Access| {
+                        let of_it = waiting.iter().filter(|(_, request)| request.access == access && request.class.0 == *position);
+                        of_it.min_by_key(|(id, _)| *id)
+                    };
+                    let has_room = |request: &Request| simulation.scheduler.classes[*position].has_room(request.memory_bytes);
+                    // A younger one leaves its class's memory to an older one that has a slot and waits for that.
+                    let gives_way = |id: WaitingId| {
+                        Access::ALL.into_iter().filter(|other| *other != access).any(|other| {
+                            let has_slot = simulation.scheduler.running(other) < simulation.scheduler.limit(other);
+                            has_slot && head(other).is_some_and(|(older, request)| *older < id && !has_room(request))
+                        })
+                    };
+                    head(access).is_some_and(|(id, request)| has_room(request) && !gives_way(*id))
                 });
                 prop_assert!(reserves || heads.count() == 0 || running >= limit, "{running} of {limit}");
             }
