@@ -277,7 +277,7 @@ struct Told {
 enum Observed {
     Began(ClassIndex, Duration),
     Served(ClassIndex, Duration),
-    /// Under way and waiting, and the how manieth count it is: what is told late must not stand.
+    /// The number of the count, as what is told late must not stand, and what was under way and waiting then.
     Counts(ClassIndex, u64, (u32, u32)),
 }
 
