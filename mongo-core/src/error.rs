@@ -128,6 +128,14 @@ impl Error {
         self.0.kind == ErrorKind::Unavailable
     }
 
+    /// Whether a server refused the work because it has too much of it: what follows should be less.
+    ///
+    /// That is the label `SystemOverloadedError` (8.2, 8.0.20 and later) or one of the codes of its admission control.
+    pub fn is_overload(&self) -> bool {
+        // AdmissionQueueOverflow, RateLimitExceeded, PooledConnectionAcquisitionRejected, IngressRequestRateLimitExceeded.
+        self.has_label(mongodb::error::SYSTEM_OVERLOADED_ERROR) || matches!(self.server_code(), Some(433 | 449 | 450 | 462))
+    }
+
     /// The server's error code, where a server answered.
     pub fn server_code(&self) -> Option<i32> {
         self.driver().and_then(server_code)
@@ -259,8 +267,8 @@ pub fn classify_code(code: i32) -> ErrorKind {
         // NodeNotFound, HostUnreachable, HostNotFound, NetworkTimeout, ShutdownInProgress, FailedToSatisfyReadPreference,
         // ReadConcernMajorityNotAvailableYet, StaleConfig family, InterruptedAtShutdown, InterruptedDueToReplStateChange,
         // NotWritablePrimary, NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary, PrimarySteppedDown, ExceededTimeLimit (262:
-        // the server's own deadline, retryable by the drivers' read list), IngressRequestRateLimitExceeded (462), SocketException.
-        6 | 7 | 74 | 89 | 91 | 133 | 134 | 189 | 262 | 462 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 => {
+        // the server's own deadline, retryable by the drivers' read list), the admission control's (433, 449, 450, 462), SocketException.
+        6 | 7 | 74 | 89 | 91 | 133 | 134 | 189 | 262 | 433 | 449 | 450 | 462 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 => {
             ErrorKind::Unavailable
         }
         // LockTimeout, WriteConflict, NoSuchTransaction: transient by design.

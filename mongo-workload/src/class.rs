@@ -33,6 +33,43 @@ pub struct Class {
     pub ages_after: Duration,
     /// How often work may be submitted. Default: as often as one likes.
     pub rate: Option<Rate>,
+    /// The rules of this class that change nothing: what they would have done is counted in `mongo_workload_observed_total`. Default: none.
+    pub observe_only: Vec<Rule>,
+}
+
+/// A rule of a class, to be named where it is to be tried out first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Rule {
+    /// [`max_concurrent`](Class::max_concurrent) holds work up.
+    Concurrency,
+    /// What would not have its turn in time is refused.
+    Deadline,
+    /// [`max_memory_bytes`](Class::max_memory_bytes) holds work up, or refuses it.
+    Memory,
+    /// [`max_queued`](Class::max_queued) refuses work.
+    Queue,
+    /// [`rate`](Class::rate) refuses work.
+    Rate,
+    /// [`time_limit`](Class::time_limit) ends work. While it only observes, work without a time of its own may take a day.
+    TimeLimit,
+}
+
+impl Rule {
+    pub(crate) const ALL: [Self; 6] = [Self::Concurrency, Self::Deadline, Self::Memory, Self::Queue, Self::Rate, Self::TimeLimit];
+
+    /// As it is called in metrics and in files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Concurrency => "concurrency",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::Queue => "queue",
+            Self::Rate => "rate",
+            Self::TimeLimit => "time_limit",
+        }
+    }
 }
 
 /// How often something may happen.
@@ -66,6 +103,7 @@ impl Default for Class {
             batch_size: 100,
             ages_after: Duration::from_secs(5),
             rate: None,
+            observe_only: Vec::new(),
         }
     }
 }
@@ -74,6 +112,11 @@ impl Class {
     /// A class with this name and the defaults of every field.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Whether a rule of it is in force, and not only observed.
+    pub(crate) fn enforces(&self, rule: Rule) -> bool {
+        !self.observe_only.contains(&rule)
     }
 
     fn check(&self) -> Result<()> {

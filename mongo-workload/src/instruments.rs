@@ -10,11 +10,18 @@ use std::{
 
 use mongo_core::metrics::{Counter, Gauge, Histogram, MetricsSink};
 
-use crate::class::Classes;
+use crate::{
+    class::{Classes, Rule},
+    schedule::Access,
+};
 
-/// The metrics of each class, in the order of the classes.
+/// All metrics of a manager.
 #[derive(Debug)]
-pub(crate) struct Instruments(Vec<ClassInstruments>);
+pub(crate) struct Instruments {
+    /// In the order of the classes.
+    classes: Vec<ClassInstruments>,
+    slots: [Arc<dyn Gauge>; 2],
+}
 
 #[derive(Debug)]
 pub(crate) struct ClassInstruments {
@@ -26,6 +33,8 @@ pub(crate) struct ClassInstruments {
     service: Arc<dyn Histogram>,
     outcomes: [Arc<dyn Counter>; 4],
     refusals: [Arc<dyn Counter>; 4],
+    would: [Arc<dyn Counter>; 6],
+    would_wait: Arc<dyn Counter>,
 }
 
 /// How an operation ended.
@@ -48,11 +57,21 @@ pub(crate) enum RefusedFor {
 
 impl Instruments {
     pub(crate) fn new(sink: &dyn MetricsSink, classes: &Classes) -> Self {
-        Self(classes.iter().map(|class| ClassInstruments::new(sink, &class.name)).collect())
+        let slots = |access: &str| {
+            sink.gauge("mongo_workload_slots", "Operations that may be under way at once.", &[("access", access)])
+        };
+        Self {
+            classes: classes.iter().map(|class| ClassInstruments::new(sink, &class.name)).collect(),
+            slots: ["read", "write"].map(slots),
+        }
+    }
+
+    pub(crate) fn slots(&self, access: Access, slots: u32) {
+        self.slots[access.position()].set(f64::from(slots));
     }
 
     pub(crate) fn of(&self, class: usize) -> Option<&ClassInstruments> {
-        self.0.get(class)
+        self.classes.get(class)
     }
 }
 
@@ -67,6 +86,10 @@ impl ClassInstruments {
             let help = "Operations that were not let in, by why.";
             sink.counter("mongo_workload_refused_total", help, &[("class", class), ("reason", reason)])
         };
+        let would = |rule: &str| {
+            let help = "Operations that a rule would have refused, held up or ended, had it not only observed.";
+            sink.counter("mongo_workload_observed_total", help, &[("class", class), ("rule", rule)])
+        };
         Self {
             counted: AtomicU64::new(0),
             waiting: sink.gauge("mongo_workload_waiting", "Operations that wait.", &labels),
@@ -80,7 +103,19 @@ impl ClassInstruments {
             service: sink.histogram("mongo_workload_service_seconds", "How long operations took once begun.", &labels, SECONDS),
             outcomes: ["completed", "failed", "timed_out", "cancelled"].map(outcome),
             refusals: ["rate", "queue", "deadline", "memory"].map(refusal),
+            would: Rule::ALL.map(Rule::as_str).map(would),
+            would_wait: would("slots"),
         }
+    }
+
+    pub(crate) fn would(&self, rule: Rule) {
+        if let Some((_, counter)) = Rule::ALL.iter().zip(&self.would).find(|(known, _)| **known == rule) {
+            counter.add(1);
+        }
+    }
+
+    pub(crate) fn would_wait(&self) {
+        self.would_wait.add(1);
     }
 
     pub(crate) fn counts(&self, number: u64, (running, waiting): (u32, u32)) {

@@ -6,10 +6,11 @@ use mongo_core::{Error, ErrorKind, Result};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    class::{Class, ClassIndex},
+    class::{Class, ClassIndex, Rule},
     cost::{ShapeKey, micros},
-    instruments::RefusedFor,
-    manager::{Inner, Limits, State},
+    instruments::{ClassInstruments, RefusedFor},
+    limit::{Ended, Fared},
+    manager::{Inner, Limits, SlotLimit, State},
     schedule::{Access, Begun, Refusal, Request, WaitingId},
     submission::Submission,
 };
@@ -29,6 +30,7 @@ struct Held {
     begun: Begun,
     shape: ShapeKey,
     since: Instant,
+    fared: Fared,
 }
 
 /// Who waits for a slot. Dropping it gives up its place.
@@ -78,6 +80,22 @@ impl Permit {
         }
     }
 
+    /// Says that its work has failed, and how: timeouts and overload lower [adaptive slots](crate::AdaptiveSlots), and how long other failures took is not taken for how long such
+    /// work takes. Without this it has gone well.
+    pub fn failed(&mut self, error: &Error) {
+        self.fared(match error.kind() {
+            _ if error.is_overload() => Fared::Overload,
+            ErrorKind::Timeout => Fared::Late,
+            _ => Fared::Unknown,
+        });
+    }
+
+    pub(crate) fn fared(&mut self, fared: Fared) {
+        if let Some(held) = &mut self.held {
+            held.fared = fared;
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
@@ -124,14 +142,15 @@ impl Drop for Place {
 impl Inner {
     /// Begins an operation or lets it wait.
     pub(crate) fn enter(self: &Arc<Self>, submission: &Submission, class: ClassIndex, allowed: Duration) -> Result<Entry> {
+        self.heed_load();
         let deadline = Instant::now() + allowed;
         let mut told = Told::default();
         let entry = {
             let mut state = self.state();
-            let entry = match self.arrive(&mut state, submission, class, allowed) {
+            let entry = match self.arrive(&mut state, submission, (class, allowed), &mut told) {
                 Ok((id, shape)) => match self.begin_all(&mut state, Some(id), &mut told) {
                     Some(begun) => {
-                        let held = Some(Held { begun, shape, since: Instant::now() });
+                        let held = Some(Held { begun, shape, since: Instant::now(), fared: Fared::Well });
                         Ok(Entry::Begun(Permit { inner: Arc::clone(self), held, deadline }))
                     }
                     None => {
@@ -160,42 +179,60 @@ impl Inner {
         &self,
         state: &mut State,
         submission: &Submission,
-        class: ClassIndex,
-        allowed: Duration,
+        (class, allowed): (ClassIndex, Duration),
+        told: &mut Told,
     ) -> Result<(WaitingId, ShapeKey), (RefusedFor, Error)> {
         let now = self.now();
         let Submission { access, memory_bytes, .. } = *submission;
+        let mut refuse = |rule: Rule, reason: RefusedFor, error: Error| {
+            if self.class(class).enforces(rule) {
+                return Err((reason, error));
+            }
+            told.observed.push(Observed::Would(class, rule));
+            Ok(())
+        };
         // Not its own cost: who is taken for too dear once would never be let in to show that it is not.
         if state.scheduler.expected_wait(class, access) > micros(allowed) {
             let message = "so much of its class waits that its turn would not come in time: submit less, or allow more time";
-            return Err((RefusedFor::Deadline, Error::new(ErrorKind::Unavailable, message)));
+            refuse(Rule::Deadline, RefusedFor::Deadline, Error::new(ErrorKind::Unavailable, message))?;
         }
         let shape = state.costs.key(class, access, &submission.shape);
         let request = Request { class, access, cost: state.costs.expected(shape), memory_bytes };
-        let id = state.scheduler.arrive(now, request).map_err(|refusal| match refusal {
-            Refusal::QueueFull => {
+        match state.scheduler.refusal(&request) {
+            Some(Refusal::QueueFull) => {
                 let message = "too much of its class waits already: submit less, or raise max_queued";
-                (RefusedFor::Queue, Error::new(ErrorKind::Unavailable, message))
+                refuse(Rule::Queue, RefusedFor::Queue, Error::new(ErrorKind::Unavailable, message))?;
             }
-            Refusal::TooLarge => {
+            Some(Refusal::TooLarge) => {
                 let message = "the operation needs more memory than its class may ever have: raise max_memory_bytes";
-                (RefusedFor::Memory, Error::new(ErrorKind::InvalidInput, message))
+                refuse(Rule::Memory, RefusedFor::Memory, Error::new(ErrorKind::InvalidInput, message))?;
             }
-        })?;
+            None => {}
+        }
         // Last, as it is counted.
         if let Some(Some(rate)) = state.rates.get_mut(class.0)
             && let Err(wait) = rate.admit(now)
         {
-            state.scheduler.withdraw(id, class, access);
             let error = Error::new(ErrorKind::Unavailable, "work of this class comes more often than its rate allows");
-            return Err((RefusedFor::Rate, error.with_context("welcome again in ms", wait.as_millis() + 1)));
+            refuse(Rule::Rate, RefusedFor::Rate, error.with_context("welcome again in ms", wait.as_millis() + 1))?;
         }
-        Ok((id, shape))
+        Ok((state.scheduler.arrive(now, request), shape))
     }
 
     pub(crate) fn set_slots(self: &Arc<Self>, access: Access, slots: NonZeroU32) {
-        self.state().scheduler.set_limit(access, slots.get());
-        self.begin_what_may();
+        self.state().limits[access.position()] = SlotLimit::Fixed(slots.get());
+        self.adjust_all();
+    }
+
+    /// Sees to it that there are as many slots as there ought to be, and begins what may begin by that.
+    pub(crate) fn adjust_all(self: &Arc<Self>) {
+        let mut told = Told::default();
+        {
+            let mut state = self.state();
+            Access::ALL.into_iter().for_each(|access| told.adjust(&mut state, access));
+            self.begin_all(&mut state, None, &mut told);
+        }
+        self.deliver(told);
     }
 
     /// Begins what may begin by now.
@@ -212,10 +249,12 @@ impl Inner {
         while let Some(begun) = state.scheduler.next(now) {
             let class = begun.request.class;
             told.observed.push(Observed::Began(class, begun.waited));
+            told.observed.extend(begun.beyond.map(|rule| Observed::Would(class, rule)));
+            told.observed.extend(begun.beyond_slots.then_some(Observed::WouldWait(class)));
             if Some(begun.id) == own {
                 begun_itself = Some(begun);
             } else if let Some(Waiter { shape, deadline, tell }) = state.waiting.remove(&begun.id) {
-                let held = Some(Held { begun, shape, since: Instant::now() });
+                let held = Some(Held { begun, shape, since: Instant::now(), fared: Fared::Well });
                 told.permits.push((tell, Permit { inner: Arc::clone(self), held, deadline }));
             } else {
                 // Cannot be: whatever waits in the scheduler waits here.
@@ -243,27 +282,48 @@ impl Inner {
                 Observed::Counts(class, number, counts) => {
                     self.instruments.of(class.0).map(|instruments| instruments.counts(number, counts))
                 }
+                Observed::Would(class, rule) => self.instruments.of(class.0).map(|instruments| instruments.would(rule)),
+                Observed::WouldWait(class) => self.instruments.of(class.0).map(ClassInstruments::would_wait),
+                Observed::Slots(access, slots) => Some(self.instruments.slots(access, slots)),
             };
         }
     }
 
     /// Gives a slot back, and to the next.
     fn release(self: &Arc<Self>, held: Held, took: Option<Duration>) {
+        self.heed_load();
         let mut told = Told::default();
         self.end(held, took, &mut told);
         self.deliver(told);
     }
 
     fn end(self: &Arc<Self>, held: Held, took: Option<Duration>, told: &mut Told) {
-        let class = held.begun.request.class;
-        let mut state = self.state();
+        let Request { class, access, .. } = held.begun.request;
+        let now = self.now();
+        let mut guard = self.state();
+        let state = &mut *guard;
         if let Some(took) = took {
             state.costs.learn(held.shape, took);
             told.observed.push(Observed::Served(class, took));
+            if held.begun.waited + took > self.class(class).time_limit && !self.class(class).enforces(Rule::TimeLimit) {
+                told.observed.push(Observed::Would(class, Rule::TimeLimit));
+            }
+            if let SlotLimit::Adaptive(controller) = &mut state.limits[access.position()] {
+                let ended = Ended {
+                    shape: held.shape,
+                    began: now.saturating_sub(took),
+                    took,
+                    fared: held.fared,
+                    running: state.scheduler.running(access),
+                    others_wait: state.scheduler.anything_waits(access),
+                };
+                controller.ended(now, ended, &mut state.costs);
+                told.adjust(state, access);
+            }
         }
-        state.scheduler.end(self.now(), &held.begun, took.map_or(0.0, micros));
-        self.begin_all(&mut state, None, told);
-        told.counts(&mut state, class);
+        state.scheduler.end(now, &held.begun, took.map_or(0.0, micros));
+        self.begin_all(state, None, told);
+        told.counts(state, class);
     }
 }
 
@@ -279,9 +339,18 @@ enum Observed {
     Served(ClassIndex, Duration),
     /// The number of the count, as what is told late must not stand, and what was under way and waiting then.
     Counts(ClassIndex, u64, (u32, u32)),
+    /// A rule that only observes would have refused it, held it up or ended it.
+    Would(ClassIndex, Rule),
+    /// It would have waited for a slot, had slots not only observed.
+    WouldWait(ClassIndex),
+    Slots(Access, u32),
 }
 
 impl Told {
+    fn adjust(&mut self, state: &mut State, access: Access) {
+        self.observed.extend(state.adjust(access).map(|slots| Observed::Slots(access, slots)));
+    }
+
     fn counts(&mut self, state: &mut State, class: ClassIndex) {
         state.counted += 1;
         self.observed.push(Observed::Counts(class, state.counted, state.scheduler.counts(class)));

@@ -6,7 +6,10 @@ mod tests;
 use std::{
     collections::HashMap,
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -18,10 +21,12 @@ use mongo_core::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    class::{Class, ClassIndex, Classes, LONGEST, RESERVED_FOR},
+    class::{Class, ClassIndex, Classes, LONGEST, RESERVED_FOR, Rule},
     cost::Costs,
     instruments::{ClassInstruments, Instruments, Outcome},
     job::Progress,
+    limit::{AdaptiveSlots, Controller, Fared},
+    load::{Load, LoadSignal},
     permit::{Entry, Permit, Waiter},
     rate::RateLimit,
     schedule::{Access, Scheduler, WaitingId},
@@ -34,15 +39,37 @@ use crate::{
 pub struct ManagerSettings {
     /// The classes. Default: those of [`Classes::default`].
     pub classes: Classes,
-    /// Operations of each [`Access`] that may be under way at once. Default 32.
-    pub slots: NonZeroU32,
+    /// How many operations of each [`Access`] may be under way at once. Default: a number that is found out.
+    pub slots: SlotPolicy,
+    /// Whether slots hold nobody up: that an operation would have waited for one is counted in `mongo_workload_observed_total`. Default false. What begins is
+    /// no longer of anybody's choosing then, so no number is found out.
+    pub observe_slots: bool,
+    /// What the server says of its load, if anybody tells. It takes slots away, of any [`SlotPolicy`]: see [`Load`].
+    pub load: Option<Arc<dyn LoadSignal>>,
     /// How failures other than timeouts are tried again, where that is harmless. Default: not at all, as the driver has tried already.
     pub retry: RetryPolicy,
 }
 
+/// How many operations of a kind may be under way at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum SlotPolicy {
+    /// As many as the server can do without that they wait for each other in it: more would take longer and do no more.
+    Adaptive(AdaptiveSlots),
+    /// So many.
+    Fixed(NonZeroU32),
+}
+
 impl Default for ManagerSettings {
     fn default() -> Self {
-        Self { classes: Classes::default(), slots: NonZeroU32::MIN.saturating_add(31), retry: RetryPolicy::never() }
+        Self {
+            classes: Classes::default(),
+            slots: SlotPolicy::Adaptive(AdaptiveSlots::default()),
+            observe_slots: false,
+            load: None,
+            retry: RetryPolicy::never(),
+        }
     }
 }
 
@@ -57,7 +84,28 @@ impl ManagerSettings {
     /// Sets how many operations of each [`Access`] may be under way at once.
     #[must_use]
     pub fn with_slots(mut self, slots: NonZeroU32) -> Self {
-        self.slots = slots;
+        self.slots = SlotPolicy::Fixed(slots);
+        self
+    }
+
+    /// Sets within which bounds the number of slots finds itself.
+    #[must_use]
+    pub fn with_adaptive_slots(mut self, slots: AdaptiveSlots) -> Self {
+        self.slots = SlotPolicy::Adaptive(slots);
+        self
+    }
+
+    /// Sets that slots hold nobody up.
+    #[must_use]
+    pub fn with_observed_slots(mut self) -> Self {
+        self.observe_slots = true;
+        self
+    }
+
+    /// Sets who tells of the server's load.
+    #[must_use]
+    pub fn with_load_signal(mut self, load: Arc<dyn LoadSignal>) -> Self {
+        self.load = Some(load);
         self
     }
 
@@ -96,6 +144,9 @@ pub(crate) struct Inner {
     budget: RetryBudget,
     pub(crate) instruments: Instruments,
     started: Instant,
+    load: Option<Arc<dyn LoadSignal>>,
+    /// When to ask for the load again, in microseconds.
+    load_due: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -108,6 +159,29 @@ pub(crate) struct State {
     pub(crate) counted: u64,
     /// Whom to tell that it may begin.
     pub(crate) waiting: HashMap<WaitingId, Waiter>,
+    /// Who says how many slots there are of each kind.
+    pub(crate) limits: [SlotLimit; 2],
+    load: Option<Load>,
+}
+
+#[derive(Debug)]
+pub(crate) enum SlotLimit {
+    Adaptive(Controller),
+    Fixed(u32),
+}
+
+impl State {
+    /// How many slots there are of a kind. Gives the number if it is another one than before.
+    pub(crate) fn adjust(&mut self, access: Access) -> Option<u32> {
+        let slots = match &self.limits[access.position()] {
+            SlotLimit::Adaptive(controller) => controller.slots(),
+            SlotLimit::Fixed(slots) => *slots,
+        };
+        let slots = self.load.map_or(slots, |load| load.allows(access, slots));
+        let before = self.scheduler.limit(access);
+        self.scheduler.set_limit(access, slots);
+        (slots != before).then_some(slots)
+    }
 }
 
 /// What an operation is to keep to.
@@ -158,22 +232,37 @@ impl Manager {
 
     /// A manager that tells `metrics` of every class: what waits and runs (`mongo_workload_waiting`, `mongo_workload_running`), for how long
     /// (`mongo_workload_wait_seconds`, `mongo_workload_service_seconds`), how it ended (`mongo_workload_operations_total` by `outcome`) and what was not
-    /// let in (`mongo_workload_refused_total` by `reason`).
+    /// let in (`mongo_workload_refused_total` by `reason`); what rules that only observe would have done (`mongo_workload_observed_total` by `rule`); and how many slots
+    /// there are (`mongo_workload_slots` by `access`).
     pub fn with_metrics(settings: ManagerSettings, metrics: &dyn MetricsSink) -> Self {
-        let ManagerSettings { classes, slots, retry } = settings;
-        let state = State {
-            scheduler: Scheduler::new(&classes, slots.get()),
+        let ManagerSettings { classes, slots, observe_slots, load, retry } = settings;
+        let limits = Access::ALL.map(|access| match slots {
+            SlotPolicy::Adaptive(bounds) if !observe_slots => SlotLimit::Adaptive(Controller::new(access, bounds)),
+            SlotPolicy::Adaptive(bounds) => SlotLimit::Fixed(bounds.initial.get()),
+            SlotPolicy::Fixed(slots) => SlotLimit::Fixed(slots.get()),
+        });
+        let mut state = State {
+            scheduler: Scheduler::new(&classes, [1, 1], observe_slots),
             rates: classes.iter().map(|class| class.rate.map(RateLimit::new)).collect(),
             costs: Costs::default(),
             counted: 0,
             waiting: HashMap::new(),
+            limits,
+            load: None,
         };
+        let instruments = Instruments::new(metrics, &classes);
+        for access in Access::ALL {
+            state.adjust(access);
+            instruments.slots(access, state.scheduler.limit(access));
+        }
         Self(Arc::new(Inner {
-            instruments: Instruments::new(metrics, &classes),
+            instruments,
             classes,
             retry,
             budget: RetryBudget::default(),
             started: Instant::now(),
+            load,
+            load_due: AtomicU64::new(0),
             state: Mutex::new(state),
         }))
     }
@@ -212,7 +301,7 @@ impl Manager {
         let cancel = CancellationToken::new();
         let mut late: Option<Error> = None;
         for lowered in 0.. {
-            let limit = self.0.classes[class].time_limit;
+            let limit = self.0.time_limit(class);
             let allowed = submission.within.unwrap_or(limit).min(if lowered == 0 { LONGEST } else { limit });
             let once = |_| self.attempt(submission, (class, allowed), &work, progress);
             let error = match (retry(&policy, &self.0.budget, &cancel, once).await, late) {
@@ -251,7 +340,7 @@ impl Manager {
         let attempt = progress.queued();
         // Who goes away without an outcome was cancelled.
         let mut outcome = OutcomeOnDrop { instruments: self.0.instruments.of(class.0), outcome: Some(Outcome::Cancelled) };
-        let permit = match self.0.admit(submission, class, allowed).await {
+        let mut permit = match self.0.admit(submission, class, allowed).await {
             Ok(permit) => permit,
             Err(error) if error.kind() == ErrorKind::Timeout => {
                 outcome.outcome = Some(Outcome::TimedOut);
@@ -264,10 +353,16 @@ impl Manager {
             }
         };
         progress.running();
+        // Who goes away in the middle of it says nothing of how long such work takes.
+        permit.fared(Fared::Unknown);
         let result = match timeout_at(permit.deadline() + GRACE, work(permit.limits_of(attempt))).await {
             Ok(result) => result,
             Err(_) => Err(self.0.too_late(class, "the operation took longer than it may")),
         };
+        match &result {
+            Ok(_) => permit.fared(Fared::Well),
+            Err(error) => permit.failed(error),
+        }
         outcome.outcome = Some(match &result {
             Ok(_) => Outcome::Completed,
             Err(error) if error.kind() == ErrorKind::Timeout => Outcome::TimedOut,
@@ -287,11 +382,11 @@ impl Manager {
     /// Dropping the future gives up its place.
     pub async fn acquire(&self, submission: &Submission) -> Result<Permit> {
         let class = self.0.classes.find(&submission.class)?;
-        let allowed = submission.within.unwrap_or(self.0.classes[class].time_limit).min(LONGEST);
+        let allowed = submission.within.unwrap_or(self.0.time_limit(class)).min(LONGEST);
         self.0.admit(submission, class, allowed).await
     }
 
-    /// Changes how many operations of a kind may be under way at once. More begin at once; what is under way beyond fewer ends as it would.
+    /// Changes how many operations of a kind may be under way at once, to this number whatever happens. More begin at once; what is under way beyond fewer ends as it would.
     pub fn set_slots(&self, access: Access, slots: NonZeroU32) {
         self.0.set_slots(access, slots);
     }
@@ -327,6 +422,27 @@ impl Inner {
 
     pub(crate) fn class(&self, index: ClassIndex) -> &Class {
         &self.classes[index]
+    }
+
+    /// How long an operation of a class may take.
+    fn time_limit(&self, class: ClassIndex) -> Duration {
+        let class = &self.classes[class];
+        if class.enforces(Rule::TimeLimit) { class.time_limit } else { LONGEST }
+    }
+
+    /// Asks how busy the server is, if it is time to.
+    pub(crate) fn heed_load(self: &Arc<Self>) {
+        let Some(signal) = &self.load else { return };
+        let now = self.now().as_micros() as u64;
+        let due = self.load_due.load(Relaxed);
+        let next = now + HEED_LOAD_EVERY.as_micros() as u64;
+        // One of all who come by now.
+        if now < due || self.load_due.compare_exchange(due, next, Relaxed, Relaxed).is_err() {
+            return;
+        }
+        let load = signal.load();
+        self.state().load = load;
+        self.adjust_all();
     }
 
     fn too_late(&self, class: ClassIndex, message: &'static str) -> Error {
@@ -390,3 +506,4 @@ impl Drop for OutcomeOnDrop<'_> {
 const LOWERED_AT_MOST: u32 = 3;
 /// So long after its time the server has for telling that it has ended an operation: if that is not awaited, its connection is lost with it.
 const GRACE: Duration = Duration::from_millis(500);
+const HEED_LOAD_EVERY: Duration = Duration::from_millis(250);

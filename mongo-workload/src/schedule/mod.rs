@@ -20,7 +20,7 @@ mod tests;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::class::{Class, ClassIndex, Classes, RESERVED_FOR};
+use crate::class::{Class, ClassIndex, Classes, RESERVED_FOR, Rule};
 
 /// What an operation does, which decides where it gets its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,7 +36,7 @@ pub enum Access {
 impl Access {
     pub(crate) const ALL: [Self; 2] = [Self::Read, Self::Write];
 
-    fn position(self) -> usize {
+    pub(crate) fn position(self) -> usize {
         match self {
             Self::Read => 0,
             Self::Write => 1,
@@ -67,6 +67,10 @@ pub(crate) struct Begun {
     pub(crate) waited: Duration,
     /// Whether it went before its turn, by age.
     pub(crate) aged: bool,
+    /// Whether it began although there was no slot for it, as slots only observe.
+    pub(crate) beyond_slots: bool,
+    /// Whether it began although a limit of its class that only observes had no room for it.
+    pub(crate) beyond: Option<Rule>,
 }
 
 /// Who could begin in a pool.
@@ -94,6 +98,8 @@ struct ClassState {
     max_memory_bytes: u64,
     max_queued: u32,
     ages_after: Duration,
+    holds_concurrency: bool,
+    holds_memory: bool,
     running: u32,
     memory_bytes: u64,
     queued: u32,
@@ -103,6 +109,8 @@ struct ClassState {
 #[derive(Debug)]
 struct Pool {
     limit: u32,
+    /// Whether the limit holds nothing up.
+    observes: bool,
     running: u32,
     /// Slots that the aged have.
     aged: u32,
@@ -138,31 +146,38 @@ pub(crate) enum Refusal {
 }
 
 impl Scheduler {
-    pub(crate) fn new(classes: &Classes, slots: u32) -> Self {
+    /// With so many slots of each kind. Those that only `observe` hold nobody up.
+    pub(crate) fn new(classes: &Classes, slots: [u32; 2], observes: bool) -> Self {
         let states: Vec<ClassState> = classes.iter().map(ClassState::new).collect();
-        let pool = || Pool {
+        let pool = |slots: u32| Pool {
             limit: slots.max(1),
+            observes,
             running: 0,
             aged: 0,
             virtual_time: 0.0,
             flows: states.iter().map(|_| Flow::default()).collect(),
         };
-        Self { pools: [pool(), pool()], classes: states, next_id: 0 }
+        Self { pools: slots.map(pool), classes: states, next_id: 0 }
+    }
+
+    /// Whether the limits of its class say that a request cannot even wait.
+    pub(crate) fn refusal(&self, request: &Request) -> Option<Refusal> {
+        let class = &self.classes[request.class.0];
+        if request.memory_bytes > class.max_memory_bytes {
+            return Some(Refusal::TooLarge);
+        }
+        let pool = &self.pools[request.access.position()];
+        let flow = &pool.flows[request.class.0];
+        // Who finds a free slot does not wait: the length of a queue is not a limit on what runs.
+        let must_wait = !flow.waiting.is_empty() || pool.is_full() || !class.has_room(request.memory_bytes);
+        (must_wait && flow.waiting.len() >= class.max_queued as usize).then_some(Refusal::QueueFull)
     }
 
     /// Lets a request wait. What may begin, perhaps this one, is what [`next`](Self::next) gives.
-    pub(crate) fn arrive(&mut self, now: Duration, request: Request) -> Result<WaitingId, Refusal> {
+    pub(crate) fn arrive(&mut self, now: Duration, request: Request) -> WaitingId {
         let class = &mut self.classes[request.class.0];
-        if request.memory_bytes > class.max_memory_bytes {
-            return Err(Refusal::TooLarge);
-        }
         let pool = &mut self.pools[request.access.position()];
         let flow = &mut pool.flows[request.class.0];
-        // Who finds a free slot does not wait: the length of a queue is not a limit on what runs.
-        let must_wait = !flow.waiting.is_empty() || pool.running >= pool.limit || !class.has_room(request.memory_bytes);
-        if must_wait && flow.waiting.len() >= class.max_queued as usize {
-            return Err(Refusal::QueueFull);
-        }
         class.queued += 1;
         flow.wanted_at = Some(now);
         if flow.waiting.is_empty() {
@@ -172,7 +187,7 @@ impl Scheduler {
         self.next_id += 1;
         flow.waiting.insert(id, Waiting { request, since: now });
         flow.waiting_cost += request.cost;
-        Ok(id)
+        id
     }
 
     /// Takes back what waits. False if it does not wait any more.
@@ -194,11 +209,11 @@ impl Scheduler {
 
     fn candidate(&self, now: Duration, access: Access) -> Option<Candidate> {
         let pool = &self.pools[access.position()];
-        if pool.running >= pool.limit {
+        if pool.is_full() {
             return None;
         }
         let kept: u64 = (0..self.classes.len()).map(|class| u64::from(self.kept_for(pool, class, now))).sum();
-        let free = u64::from(pool.limit - pool.running);
+        let free = if pool.observes { u64::MAX } else { u64::from(pool.limit.saturating_sub(pool.running)) };
         let mut fairest: Option<(f64, Candidate)> = None;
         let mut oldest: Option<(Duration, Candidate)> = None;
         for (position, flow) in pool.flows.iter().enumerate() {
@@ -232,7 +247,7 @@ impl Scheduler {
         Access::ALL.into_iter().filter(|other| *other != access).any(|other| {
             let pool = &self.pools[other.position()];
             let head = pool.flows[position].waiting.values().next();
-            pool.running < pool.limit
+            !pool.is_full()
                 && head.is_some_and(|head| head.since < since && !self.classes[position].has_room(head.request.memory_bytes))
         })
     }
@@ -266,6 +281,8 @@ impl Scheduler {
         let (id, Waiting { request, since }) = pool.flows[position].waiting.pop_first()?;
         let (flow, class) = (&mut pool.flows[position], &mut self.classes[position]);
         flow.left(request.cost);
+        let beyond = class.beyond(request.memory_bytes);
+        let beyond_slots = pool.running >= pool.limit;
         // The lane is nobody's share: who was served there does not pay for it with its own.
         if !aged {
             flow.virtual_time += request.cost / class.weight;
@@ -276,7 +293,7 @@ impl Scheduler {
         class.running += 1;
         class.memory_bytes += request.memory_bytes;
         class.queued -= 1;
-        Some(Begun { id, request, waited: now.saturating_sub(since), aged })
+        Some(Begun { id, request, waited: now.saturating_sub(since), aged, beyond_slots, beyond })
     }
 
     /// Ends what was begun; `cost` is what it has really cost.
@@ -311,6 +328,11 @@ impl Scheduler {
         self.pools[access.position()].limit
     }
 
+    /// Whether anything of a kind waits.
+    pub(crate) fn anything_waits(&self, access: Access) -> bool {
+        self.pools[access.position()].flows.iter().any(|flow| !flow.waiting.is_empty())
+    }
+
     pub(crate) fn running(&self, access: Access) -> u32 {
         self.pools[access.position()].running
     }
@@ -330,7 +352,7 @@ impl Scheduler {
     pub(crate) fn expected_wait(&self, class: ClassIndex, access: Access) -> f64 {
         let pool = &self.pools[access.position()];
         let flow = &pool.flows[class.0];
-        if flow.waiting.is_empty() && pool.running < pool.limit {
+        if flow.waiting.is_empty() && !pool.is_full() {
             return 0.0;
         }
         let weights: f64 = pool
@@ -347,6 +369,12 @@ impl Scheduler {
         let share = self.classes[class.0].weight / weights;
         let slots = (f64::from(pool.limit) * share).min(f64::from(self.classes[class.0].max_concurrent)).max(1.0);
         flow.waiting_cost / slots
+    }
+}
+
+impl Pool {
+    fn is_full(&self) -> bool {
+        self.running >= self.limit && !self.observes
     }
 }
 
@@ -367,6 +395,8 @@ impl ClassState {
             max_memory_bytes: class.max_memory_bytes,
             max_queued: class.max_queued,
             ages_after: class.ages_after,
+            holds_concurrency: class.enforces(Rule::Concurrency),
+            holds_memory: class.enforces(Rule::Memory),
             running: 0,
             memory_bytes: 0,
             queued: 0,
@@ -375,6 +405,22 @@ impl ClassState {
 
     /// Whether its own limits let one more begin.
     fn has_room(&self, memory_bytes: u64) -> bool {
-        self.running < self.max_concurrent && self.memory_bytes.saturating_add(memory_bytes) <= self.max_memory_bytes
+        match self.beyond(memory_bytes) {
+            None => true,
+            Some(Rule::Concurrency) => !self.holds_concurrency && (!self.holds_memory || self.has_memory(memory_bytes)),
+            Some(_) => !self.holds_memory,
+        }
+    }
+
+    /// The limit that one more is beyond, whether it is in force or not.
+    fn beyond(&self, memory_bytes: u64) -> Option<Rule> {
+        if self.running >= self.max_concurrent {
+            return Some(Rule::Concurrency);
+        }
+        (!self.has_memory(memory_bytes)).then_some(Rule::Memory)
+    }
+
+    fn has_memory(&self, memory_bytes: u64) -> bool {
+        self.memory_bytes.saturating_add(memory_bytes) <= self.max_memory_bytes
     }
 }

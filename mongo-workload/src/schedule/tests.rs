@@ -42,7 +42,7 @@ struct Simulation {
 impl Simulation {
     fn new(classes: Vec<Class>, slots: u32) -> Self {
         let count = classes.len();
-        let scheduler = Scheduler::new(&Classes::new(classes).unwrap(), slots);
+        let scheduler = Scheduler::new(&Classes::new(classes).unwrap(), [slots; 2], false);
         Self {
             scheduler,
             now: Duration::ZERO,
@@ -54,9 +54,16 @@ impl Simulation {
     }
 
     fn arrive(&mut self, request: Request, real: f64) -> WaitingId {
-        let id = self.scheduler.arrive(self.now, request).unwrap();
+        self.try_arrive(request, real).unwrap()
+    }
+
+    fn try_arrive(&mut self, request: Request, real: f64) -> Result<WaitingId, Refusal> {
+        if let Some(refusal) = self.scheduler.refusal(&request) {
+            return Err(refusal);
+        }
+        let id = self.scheduler.arrive(self.now, request);
         self.real.insert(id, real);
-        id
+        Ok(id)
     }
 
     fn begin_all(&mut self) {
@@ -192,9 +199,9 @@ fn limits_of_a_class_hold_it_back_and_nobody_else() {
         simulation.begin_all();
     }
     assert_eq!(simulation.scheduler.counts(ClassIndex(0)), (2, 3));
-    assert_eq!(simulation.scheduler.arrive(simulation.now, read(0, 1.0)), Err(Refusal::QueueFull));
+    assert_eq!(simulation.try_arrive(read(0, 1.0), 1.0), Err(Refusal::QueueFull));
     let large = Request { memory_bytes: 101, ..read(0, 1.0) };
-    assert_eq!(simulation.scheduler.arrive(simulation.now, large), Err(Refusal::TooLarge));
+    assert_eq!(simulation.try_arrive(large, 1.0), Err(Refusal::TooLarge));
     for _ in 0..10 {
         simulation.arrive(read(1, 1.0), 1.0);
     }
@@ -261,10 +268,9 @@ fn neither_reads_nor_writes_of_a_class_take_all_that_it_may_have() {
             // Those that write need so much memory that they run alone.
             let memory_bytes = if access == Access::Write { 80 } else { 40 };
             let request = Request { access, memory_bytes, ..read(0, 1.0) };
-            match simulation.scheduler.arrive(simulation.now, request) {
-                Ok(id) => drop(simulation.real.insert(id, 1.0)),
-                // Each kind has a queue of its own.
-                Err(refusal) => assert!(refusal == Refusal::QueueFull && round > 2),
+            // Each kind has a queue of its own.
+            if let Err(refusal) = simulation.try_arrive(request, 1.0) {
+                assert!(refusal == Refusal::QueueFull && round > 2);
             }
         }
         simulation.begin_all();
@@ -401,10 +407,9 @@ proptest! {
                         memory_bytes: random.u64(0..100),
                         ..read(random.usize(0..limits.len()), f64::from(random.u32(1..100)))
                     };
-                    match simulation.scheduler.arrive(simulation.now, request) {
+                    match simulation.try_arrive(request, request.cost) {
                         Ok(id) => {
                             arrived += 1;
-                            simulation.real.insert(id, request.cost);
                             waiting.push((id, request));
                         }
                         Err(refusal) => {
