@@ -55,7 +55,7 @@ enum Command {
     Replay(Settings),
     /// What watching a server costs it and how long a scrape takes, and against the common exporter with --peer mongodb_exporter=PATH
     Monitor(WatchSettings),
-    /// What it costs to let an operation in, alone and with many at once, beside a semaphore that knows no classes
+    /// What it costs to let an operation in; then what the till feels of five times too many reports, shares, goodput and steps, beside no control and a semaphore
     Workload(EntrySettings),
 }
 
@@ -140,11 +140,11 @@ async fn watch(cli: &Cli, settings: &WatchSettings) -> Result<ExitCode> {
 }
 
 async fn enter(cli: &Cli, settings: &EntrySettings) -> Result<ExitCode> {
-    let rows = workload::entries(settings).await?;
+    let figures = workload::figures(cli.uri.as_deref(), settings).await?;
     if cli.json {
-        print_json(&rows)?;
+        print_json(&figures)?;
     } else {
-        rows.iter().for_each(workload::Entry::print);
+        figures.print();
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,15 +1,23 @@
-//! What it costs to let an operation in.
+//! What it costs to let an operation in, and what that is worth under load.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use clap::Args;
 use mongo_core::{
     Error, Result,
     clock::{Clock as _, SystemClock},
 };
-use mongo_workload::{Manager, ManagerSettings, Submission};
+use mongo_examples::{
+    Host,
+    shop::{Door, Ledger, Shop, Traffic, offer, press},
+};
+use mongo_workload::{Access, Class, Classes, Manager, ManagerSettings, Submission};
 use serde::Serialize;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::middle;
 
@@ -19,9 +27,342 @@ pub(crate) struct EntrySettings {
     #[arg(long, value_name = "N", default_value_t = 300_000)]
     operations: u32,
     /// How often each is measured
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: usize,
+    /// How long each is measured under load; 0 for only what it costs to let an operation in
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    seconds: u64,
+    /// Orders in the shop
+    #[arg(long, value_name = "N", default_value_t = 50_000)]
+    documents: i64,
+}
+
+/// All that was measured.
+#[derive(Serialize)]
+pub(crate) struct Figures {
+    entries: Vec<Entry>,
+    protection: Vec<Protection>,
+    shares: Vec<Share>,
+    goodput: Vec<Goodput>,
+    steps: Vec<Step>,
+}
+
+impl Figures {
+    pub(crate) fn print(&self) {
+        self.entries.iter().for_each(Entry::print);
+        self.protection.iter().for_each(Protection::print);
+        self.shares.iter().for_each(Share::print);
+        self.goodput.iter().for_each(Goodput::print);
+        self.steps.iter().for_each(Step::print);
+    }
+}
+
+pub(crate) async fn figures(uri: Option<&str>, settings: &EntrySettings) -> Result<Figures> {
+    let mut figures = Figures {
+        entries: entries(settings).await?,
+        protection: Vec::new(),
+        shares: Vec::new(),
+        goodput: Vec::new(),
+        steps: Vec::new(),
+    };
+    if settings.seconds == 0 {
+        return Ok(figures);
+    }
+    let host = match uri {
+        Some(_) => Host::at(uri).await?,
+        None => Host::embedded(1.0).await?,
+    };
+    eprintln!("{}", host.describe());
+    let shop = Shop::open(&host.deployment, "mongo_bench", settings.documents).await?;
+    let load = Load { shop, time: Duration::from_secs(settings.seconds), runs: settings.runs.max(1) };
+    let capacity = load.capacity().await;
+    eprintln!("{capacity:.0} reports a second is what the server can do");
+    figures.protection = load.protection(capacity).await;
+    figures.shares = load.shares().await?;
+    figures.goodput = load.goodput(capacity).await;
+    figures.steps = load.steps().await;
+    host.deployment.database("mongo_bench").drop().await?;
+    Ok(figures)
+}
+
+/// A shop to be loaded.
+struct Load {
+    shop: Shop,
+    time: Duration,
     runs: usize,
 }
+
+/// What somebody at the till feels of five times as many reports as the server can make.
+#[derive(Serialize)]
+struct Protection {
+    door: &'static str,
+    /// Medians of the runs, of the milliseconds until the till has its order.
+    idle_p50: f64,
+    idle_p99: f64,
+    busy_p50: f64,
+    busy_p99: f64,
+    /// The median of the runs' ratios.
+    busy_over_idle_p99: f64,
+    /// Of those at the till, so many had nothing when the time was over.
+    unserved_percent: f64,
+    reports_per_second: f64,
+}
+
+impl Protection {
+    fn print(&self) {
+        println!(
+            "{:24} till alone p50 {:>7.2} p99 {:>7.2} ms   with 5x reports p50 {:>8.2} p99 {:>8.2} ms {:>7.2}x   unserved {:>5.1} %   {:>6.0} reports/s",
+            self.door,
+            self.idle_p50,
+            self.idle_p99,
+            self.busy_p50,
+            self.busy_p99,
+            self.busy_over_idle_p99,
+            self.unserved_percent,
+            self.reports_per_second
+        );
+    }
+}
+
+/// How near shares come to weights while every class wants more than there is.
+#[derive(Serialize)]
+struct Share {
+    what: &'static str,
+    /// In percent of all time, the most urgent class first.
+    wanted: Vec<f64>,
+    got: Vec<f64>,
+    /// The largest difference, in points; the median of the runs.
+    error: f64,
+}
+
+impl Share {
+    fn print(&self) {
+        let list = |values: &[f64]| values.iter().map(|value| format!("{value:.1}")).collect::<Vec<_>>().join(" ");
+        println!("{:40} wanted {} got {} error {:.2} points", self.what, list(&self.wanted), list(&self.got), self.error);
+    }
+}
+
+/// What is done in time when more and more is asked for.
+#[derive(Serialize)]
+struct Goodput {
+    door: &'static str,
+    /// Times what the server can do.
+    load: f64,
+    per_second: f64,
+    over_peak: f64,
+}
+
+impl Goodput {
+    fn print(&self) {
+        println!(
+            "{:24} {:>4.1} x load {:>8.0} in time/s {:>6.2} of its peak",
+            self.door, self.load, self.per_second, self.over_peak
+        );
+    }
+}
+
+/// How long it takes until the slots suit a server that has become slower or faster.
+#[derive(Serialize)]
+struct Step {
+    what: &'static str,
+    /// Slots at the end of it.
+    slots: f64,
+    /// Until the slots came within a fifth of that, or within one.
+    seconds: f64,
+    per_second: f64,
+}
+
+impl Step {
+    fn print(&self) {
+        println!("{:40} {:>5.1} slots after {:>5.2} s, {:>6.0} in time/s", self.what, self.slots, self.seconds, self.per_second);
+    }
+}
+
+fn doors() -> [(&'static str, Door); 3] {
+    [
+        ("no control", Door::Open),
+        ("a semaphore of 32, FIFO", Door::Fifo(Arc::new(Semaphore::new(32)))),
+        ("mongo-workload", Door::Managed(Manager::new(ManagerSettings::default()))),
+    ]
+}
+
+impl Load {
+    /// Reports that the server makes a second.
+    async fn capacity(&self) -> f64 {
+        let door = Door::Fifo(Arc::new(Semaphore::new(4)));
+        let ledger = press(&self.shop, &door, Traffic::Report, 4, self.time).await;
+        ledger.in_time as f64 / self.time.as_secs_f64()
+    }
+
+    async fn till(&self, door: &Door, seed: u64) -> Ledger {
+        offer(&self.shop, door, Traffic::Checkout, TILL_PER_SECOND, self.time, seed).await
+    }
+
+    async fn protection(&self, capacity: f64) -> Vec<Protection> {
+        let mut runs: Vec<Vec<(Ledger, Ledger, Ledger)>> = doors().iter().map(|_| Vec::new()).collect();
+        for run in 0..self.runs as u64 {
+            for ((_, door), runs) in doors().iter().zip(&mut runs) {
+                let idle = self.till(door, run).await;
+                let reports = offer(&self.shop, door, Traffic::Report, capacity * 5.0, self.time + WARM_UP, run);
+                let (busy, reports) = tokio::join!(
+                    async {
+                        sleep(WARM_UP).await;
+                        self.till(door, run).await
+                    },
+                    reports
+                );
+                runs.push((idle, busy, reports));
+                sleep(WARM_UP).await;
+            }
+        }
+        let row = |((door, _), runs): ((&'static str, Door), Vec<(Ledger, Ledger, Ledger)>)| {
+            let of = |value: &dyn Fn(&(Ledger, Ledger, Ledger)) -> f64| middle(runs.iter().map(value));
+            let at = |ledger: &Ledger, percent| Ledger::percentile(&ledger.latencies, percent);
+            Protection {
+                door,
+                idle_p50: of(&|(idle, ..)| at(idle, 50.0)),
+                idle_p99: of(&|(idle, ..)| at(idle, 99.0)),
+                busy_p50: of(&|(_, busy, _)| at(busy, 50.0)),
+                busy_p99: of(&|(_, busy, _)| at(busy, 99.0)),
+                busy_over_idle_p99: of(&|(idle, busy, _)| at(busy, 99.0) / at(idle, 99.0)),
+                unserved_percent: of(&|(_, busy, _)| {
+                    let without = (busy.unfinished + busy.refused + busy.timed_out + busy.failed) as f64;
+                    without * 100.0 / (without + busy.latencies.len() as f64)
+                }),
+                reports_per_second: of(&|(_, _, reports)| reports.in_time as f64 / (self.time + WARM_UP).as_secs_f64()),
+            }
+        };
+        doors().into_iter().zip(runs).map(row).collect()
+    }
+
+    async fn shares(&self) -> Result<Vec<Share>> {
+        // Cheap ones for the heavy classes are the harder case: one report is as long as a hundred of them.
+        let alike = [Traffic::Report; 4];
+        let skewed = [Traffic::Checkout, Traffic::Checkout, Traffic::Report, Traffic::Report];
+        let mut rows = Vec::new();
+        for (what, traffic) in [("shares, costs alike", alike), ("shares, costs of 1 to a hundred", skewed)] {
+            let (mut errors, mut shares) = (Vec::new(), Vec::new());
+            for _ in 0..self.runs {
+                let got = self.share_of(traffic).await?;
+                let error = got.iter().zip(WANTED).map(|(got, wanted)| (got - wanted).abs()).fold(0.0, f64::max);
+                errors.push(error);
+                shares.push(got);
+            }
+            let got = (0..WANTED.len()).map(|class| middle(shares.iter().map(|share| share[class]))).collect();
+            rows.push(Share { what, wanted: WANTED.to_vec(), got, error: middle(errors.into_iter()) });
+        }
+        Ok(rows)
+    }
+
+    /// Each class asks for one kind of traffic, all the time; gives what each has got, in percent of the time that slots were held.
+    async fn share_of(&self, traffic: [Traffic; 4]) -> Result<Vec<f64>> {
+        let mut classes: Vec<Class> = Classes::default().iter().cloned().collect();
+        // What has waited long goes before its share; here it is shares that are looked at.
+        classes.iter_mut().for_each(|class| class.ages_after = Duration::from_secs(3600));
+        let names: Vec<String> = classes.iter().map(|class| class.name.clone()).collect();
+        let manager = Manager::new(ManagerSettings::default().with_classes(Classes::new(classes)?));
+        let mut all = JoinSet::new();
+        let until = Instant::now() + WARM_UP + self.time;
+        let from = Instant::now() + WARM_UP;
+        for (position, (name, traffic)) in names.into_iter().zip(traffic).enumerate() {
+            for _ in 0..16 {
+                let (manager, shop, name) = (manager.clone(), self.shop.clone(), name.clone());
+                all.spawn(async move {
+                    let submission = Submission::read(name).shape(traffic.class());
+                    let mut held = Duration::ZERO;
+                    while Instant::now() < until {
+                        let served = manager.run(&submission, |limits| {
+                            let shop = &shop;
+                            async move {
+                                let began = Instant::now().max(from);
+                                shop.serve(traffic, Some(limits)).await?;
+                                Ok(Instant::now().min(until).saturating_duration_since(began))
+                            }
+                        });
+                        held += served.await.unwrap_or_default();
+                    }
+                    (position, held.as_secs_f64())
+                });
+            }
+        }
+        let mut held = [0.0; 4];
+        while let Some(one) = all.join_next().await {
+            let (position, seconds) = one?;
+            held[position] += seconds;
+        }
+        let sum: f64 = held.iter().sum();
+        Ok(held.iter().map(|seconds| seconds * 100.0 / sum).collect())
+    }
+
+    async fn goodput(&self, capacity: f64) -> Vec<Goodput> {
+        let mut rows = Vec::new();
+        for (position, (door, _)) in doors().iter().enumerate() {
+            let mut of_door = Vec::new();
+            for load in [0.5, 0.9, 1.5, 3.0] {
+                let mut rates = Vec::new();
+                for run in 0..self.runs as u64 {
+                    // A new one each time: what has piled up is not carried over.
+                    let (_, fresh) = &doors()[position];
+                    let ledger = offer(&self.shop, fresh, Traffic::Report, capacity * load, self.time, run).await;
+                    let in_time = ledger.latencies.iter().filter(|latency| **latency < DEADLINE_MS).count();
+                    rates.push(in_time as f64 / self.time.as_secs_f64());
+                    sleep(Duration::from_millis(500)).await;
+                }
+                of_door.push((load, middle(rates.into_iter())));
+            }
+            let peak = of_door.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
+            rows.extend(of_door.into_iter().map(|(load, per_second)| Goodput {
+                door,
+                load,
+                per_second,
+                over_peak: per_second / peak,
+            }));
+        }
+        rows
+    }
+
+    /// Reports all the time, and from outside come others that nobody controls, and go.
+    async fn steps(&self) -> Vec<Step> {
+        let manager = Manager::new(ManagerSettings::default());
+        let door = Door::Managed(manager.clone());
+        let mut rows = Vec::new();
+        for (what, others) in [("at first", 0), ("others come from outside", 8), ("the others are gone", 0)] {
+            let time = self.time.max(Duration::from_secs(12));
+            let watch = async {
+                let began = Instant::now();
+                let mut seen = Vec::new();
+                while began.elapsed() < time {
+                    seen.push((began.elapsed().as_secs_f64(), f64::from(manager.slots(Access::Read).total)));
+                    sleep(Duration::from_millis(50)).await;
+                }
+                seen
+            };
+            let (ledger, _, seen) = tokio::join!(
+                press(&self.shop, &door, Traffic::Report, 100, time),
+                press(&self.shop, &Door::Open, Traffic::Report, others, time),
+                watch
+            );
+            let last: Vec<f64> = seen.iter().filter(|(at, _)| *at > time.as_secs_f64() - 5.0).map(|(_, slots)| *slots).collect();
+            let slots = last.iter().sum::<f64>() / last.len().max(1) as f64;
+            // A trial of half as many for a moment is no change of mind: means of half a second.
+            let far = seen.windows(10).rfind(|some| {
+                let mean = some.iter().map(|(_, slots)| slots).sum::<f64>() / some.len() as f64;
+                some.last().is_some_and(|(at, _)| *at < time.as_secs_f64() - 5.0) && (mean - slots).abs() > (slots * 0.2).max(1.0)
+            });
+            let seconds = far.and_then(|some| some.last()).map_or(0.0, |(at, _)| *at);
+            rows.push(Step { what, slots, seconds, per_second: ledger.in_time as f64 / time.as_secs_f64() });
+        }
+        rows
+    }
+}
+
+/// At the till, so often.
+const TILL_PER_SECOND: f64 = 100.0;
+const WARM_UP: Duration = Duration::from_secs(2);
+/// Weights of 8, 4, 2 and 1 in percent.
+const WANTED: [f64; 4] = [800.0 / 15.0, 400.0 / 15.0, 200.0 / 15.0, 100.0 / 15.0];
+/// A report that comes later is of no use: what the class allows.
+const DEADLINE_MS: f64 = 5_000.0;
 
 /// Taking a slot and giving it back.
 #[derive(Serialize)]

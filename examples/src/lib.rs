@@ -1,6 +1,7 @@
 //! What the examples share: a deployment to work on, progress for a person, a report for a program, one-line failures.
 
 mod progress;
+pub mod shop;
 
 use std::{path::Path, process::ExitCode, sync::Arc};
 

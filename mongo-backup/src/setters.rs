@@ -17,6 +17,18 @@ macro_rules! conduct_setters {
     };
 }
 
+/// `gate`, for a field `background`.
+macro_rules! gate_setter {
+    ($work:literal) => {
+        #[doc = concat!("Asks `gate` before each batch, under the name \"", $work, "\", so that it yields to what cannot wait. A batch is held for")]
+        /// [`LONGEST_HOLD`](mongo_core::gate::LONGEST_HOLD) at most. Default: it asks nobody.
+        pub fn gate(mut self, gate: std::sync::Arc<dyn mongo_core::gate::Gate>) -> Self {
+            self.background = mongo_core::gate::Background::new(gate, $work);
+            self
+        }
+    };
+}
+
 /// `namespaces` and `exclude`, for a field `selection` that keeps the first error.
 macro_rules! pattern_setters {
     () => {
@@ -34,4 +46,4 @@ macro_rules! pattern_setters {
     };
 }
 
-pub(crate) use {conduct_setters, pattern_setters};
+pub(crate) use {conduct_setters, gate_setter, pattern_setters};

@@ -268,9 +268,8 @@ pub fn classify_code(code: i32) -> ErrorKind {
         // ReadConcernMajorityNotAvailableYet, StaleConfig family, InterruptedAtShutdown, InterruptedDueToReplStateChange,
         // NotWritablePrimary, NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary, PrimarySteppedDown, ExceededTimeLimit (262:
         // the server's own deadline, retryable by the drivers' read list), the admission control's (433, 449, 450, 462), SocketException.
-        6 | 7 | 74 | 89 | 91 | 133 | 134 | 189 | 262 | 433 | 449 | 450 | 462 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 => {
-            ErrorKind::Unavailable
-        }
+        6 | 7 | 74 | 89 | 91 | 133 | 134 | 189 | 262 | 433 | 449 | 450 | 462 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435
+        | 13436 => ErrorKind::Unavailable,
         // LockTimeout, WriteConflict, NoSuchTransaction: transient by design.
         24 | 112 | 251 => ErrorKind::Unavailable,
         // MaxTimeMSExpired, WriteConcernTimeout (64: WriteConcernFailed).

@@ -6,6 +6,7 @@ mod connect;
 pub mod data;
 mod error;
 pub mod filter;
+pub mod gate;
 mod health;
 pub mod metrics;
 mod namespace;

@@ -57,9 +57,8 @@ pub(crate) enum RefusedFor {
 
 impl Instruments {
     pub(crate) fn new(sink: &dyn MetricsSink, classes: &Classes) -> Self {
-        let slots = |access: &str| {
-            sink.gauge("mongo_workload_slots", "Operations that may be under way at once.", &[("access", access)])
-        };
+        let slots =
+            |access: &str| sink.gauge("mongo_workload_slots", "Operations that may be under way at once.", &[("access", access)]);
         Self {
             classes: classes.iter().map(|class| ClassInstruments::new(sink, &class.name)).collect(),
             slots: ["read", "write"].map(slots),

@@ -2,6 +2,7 @@
 
 mod class;
 mod cost;
+mod gate;
 mod instruments;
 mod job;
 mod limit;
@@ -13,6 +14,7 @@ mod schedule;
 mod submission;
 
 pub use class::{Class, Classes, RESERVED_FOR, Rate, Rule};
+pub use gate::ManagerGate;
 pub use job::{Job, JobStatus};
 pub use limit::AdaptiveSlots;
 pub use load::{Load, LoadSignal, Tickets};

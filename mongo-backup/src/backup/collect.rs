@@ -8,6 +8,7 @@ use std::{
 use mongo_core::{
     CancellationToken, Deployment, Error, ErrorKind, Namespace, Result, RetryBudget, RetryPolicy,
     bson::Timestamp,
+    gate::Background,
     mongodb::options::SelectionCriteria,
     progress::PhaseMeter,
     transfer::{
@@ -59,6 +60,7 @@ pub(super) struct Context<'a> {
     pub(super) meter: Arc<PhaseMeter>,
     pub(super) metrics: BackupMetrics,
     pub(super) stop: CancellationToken,
+    pub(super) background: Background,
     pub(super) retry: RetryPolicy,
     pub(super) retry_budget: RetryBudget,
 }
@@ -300,6 +302,7 @@ impl Context<'_> {
         source.retry = self.retry.clone();
         source.retry_budget = self.retry_budget.clone();
         source.cancel = self.stop.clone();
+        source.background = self.background.clone();
         source
     }
 

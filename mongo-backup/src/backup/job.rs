@@ -190,6 +190,7 @@ impl Job<'_> {
                 meter: Arc::clone(&meter),
                 metrics: backup.metrics.clone(),
                 stop: stop.clone(),
+                background: backup.background.clone(),
                 retry: backup.settings.retry.clone(),
                 retry_budget: RetryBudget::default(),
             };

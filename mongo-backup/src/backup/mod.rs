@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mongo_core::{
     CancellationToken, Deployment, Error, ErrorKind, Namespace, Result, Topology,
     bson::{DateTime, Timestamp, doc},
+    gate::Background,
     mongodb::options::SelectionCriteria,
     progress::{ProgressEvent, ProgressSink},
     transfer::catalog::{Catalog, CollectionEntry, CollectionKind, LeftOut, collection_uuids},
@@ -51,6 +52,7 @@ pub struct Backup {
     progress: Arc<dyn ProgressSink>,
     metrics: metrics::BackupMetrics,
     cancel: CancellationToken,
+    background: Background,
 }
 
 /// What a backup would do.

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc};
 
 use mongo_core::{
     CancellationToken, Deployment, Error, NamespaceSelection, Result, RetryPolicy,
+    gate::Background,
     metrics::{MetricsSink, NoMetrics},
     mongodb::options::{ReadPreference, SelectionCriteria},
     progress::{NoProgress, ProgressSink},
@@ -16,7 +17,7 @@ use super::Backup;
 use crate::{
     metrics,
     repository::Repository,
-    setters::{conduct_setters, pattern_setters},
+    setters::{conduct_setters, gate_setter, pattern_setters},
 };
 
 /// What a backup takes and how hard it works.
@@ -97,6 +98,7 @@ pub struct BackupBuilder {
     progress: Arc<dyn ProgressSink>,
     metrics: Arc<dyn MetricsSink>,
     cancel: CancellationToken,
+    background: Background,
 }
 
 impl BackupBuilder {
@@ -111,6 +113,7 @@ impl BackupBuilder {
             progress: Arc::new(NoProgress),
             metrics: Arc::new(NoMetrics),
             cancel: CancellationToken::new(),
+            background: Background::ungated(),
         }
     }
 
@@ -176,6 +179,7 @@ impl BackupBuilder {
         self
     }
 
+    gate_setter!("backup");
     conduct_setters!("Stops when `token` is cancelled.");
 
     /// Checks the settings.
@@ -200,6 +204,7 @@ impl BackupBuilder {
             progress: self.progress,
             metrics: metrics::BackupMetrics::register(&*self.metrics),
             cancel: self.cancel,
+            background: self.background,
         })
     }
 }

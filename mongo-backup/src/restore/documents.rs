@@ -8,6 +8,7 @@ use std::sync::{
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Namespace, Result, Topology,
     bson::RawDocument,
+    gate::Background,
     mongodb::options::{Acknowledgment, WriteConcern},
     progress::PhaseMeter,
     transfer::{
@@ -59,6 +60,7 @@ impl Restore {
                     doubts: shared.resuming.doubts(self.merges(item)),
                     metrics: self.metrics.clone(),
                     stop: stop.clone(),
+                    background: self.background.clone(),
                 };
                 let by_id = item.source.in_id_order && matches!(item.source.entry().options().get("collation"), Ok(None));
                 let walk = self.repository.walk_range(&item.source.root, self.choice.ids.as_ref().filter(|_| by_id))?;
@@ -282,6 +284,7 @@ struct Writer {
     doubts: Option<Marred>,
     metrics: RestoreMetrics,
     stop: CancellationToken,
+    background: Background,
 }
 
 impl Writer {
@@ -309,6 +312,7 @@ impl Writer {
         }
         let mut all = Written::default();
         for batch in documents.chunks(BATCH_DOCUMENTS) {
+            self.background.pass(&self.stop).await?;
             if self.stop.is_cancelled() {
                 return Err(Error::cancelled());
             }

@@ -18,8 +18,8 @@ mod users;
 use std::sync::Arc;
 
 use mongo_core::{
-    CancellationToken, Deployment, Result, mongodb::options::WriteConcern, progress::ProgressSink, state::StateStore,
-    transform::Transform,
+    CancellationToken, Deployment, Result, gate::Background, mongodb::options::WriteConcern, progress::ProgressSink,
+    state::StateStore, transform::Transform,
 };
 
 use self::ids::DocumentChoice;
@@ -65,6 +65,7 @@ pub struct Restore {
     progress: Arc<dyn ProgressSink>,
     metrics: RestoreMetrics,
     cancel: CancellationToken,
+    background: Background,
 }
 
 impl Restore {

@@ -154,6 +154,7 @@ impl Restore {
             applied: replayed.reached,
             checkpoint,
             saved: Instant::now(),
+            until_gate: 0,
             meter: &meter,
         };
         journey.timeline.tell(&mut applying, &self.cancel).await?;
@@ -193,6 +194,8 @@ struct Applying<'a> {
     applied: Option<Timestamp>,
     checkpoint: Option<(&'a Checkpoint, &'a Begun)>,
     saved: Instant,
+    /// Operations until the gate is asked again.
+    until_gate: u32,
     meter: &'a PhaseMeter,
 }
 
@@ -219,6 +222,13 @@ impl Listener for Applying<'_> {
             && !ids.contains(&Key::of_element(&operation.id()?)?)
         {
             return Ok(());
+        }
+        match self.until_gate.checked_sub(1) {
+            Some(left) => self.until_gate = left,
+            None => {
+                self.restore.background.pass(&self.restore.cancel).await?;
+                self.until_gate = BATCH_OPERATIONS;
+            }
         }
         self.meter.advance(1, operation.object.as_bytes().len() as u64);
         self.replay.push(target, &operation).await
@@ -249,3 +259,6 @@ impl Listener for Applying<'_> {
 }
 
 const MISSING_KEPT: usize = 10_000;
+
+/// So many operations are about what is applied at once.
+const BATCH_OPERATIONS: u32 = 1000;

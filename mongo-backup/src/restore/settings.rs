@@ -4,6 +4,7 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use mongo_core::{
     CancellationToken, Deployment, Error, NamespaceRenames, NamespaceSelection, Result,
+    gate::Background,
     metrics::{MetricsSink, NoMetrics},
     mongodb::options::WriteConcern,
     progress::{NoProgress, ProgressSink},
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     metrics::RestoreMetrics,
     repository::{Repository, SnapshotChoice},
-    setters::{conduct_setters, pattern_setters},
+    setters::{conduct_setters, gate_setter, pattern_setters},
     timeline::RestorePoint,
 };
 
@@ -124,6 +125,7 @@ pub struct RestoreBuilder {
     progress: Arc<dyn ProgressSink>,
     metrics: Arc<dyn MetricsSink>,
     cancel: CancellationToken,
+    background: Background,
 }
 
 impl RestoreBuilder {
@@ -143,6 +145,7 @@ impl RestoreBuilder {
             progress: Arc::new(NoProgress),
             metrics: Arc::new(NoMetrics),
             cancel: CancellationToken::new(),
+            background: Background::ungated(),
         }
     }
 
@@ -267,6 +270,7 @@ impl RestoreBuilder {
         self
     }
 
+    gate_setter!("restore");
     conduct_setters!("Stops when `token` is cancelled.");
 
     /// Checks the settings.
@@ -312,6 +316,7 @@ impl RestoreBuilder {
             progress: self.progress,
             metrics: RestoreMetrics::register(&*self.metrics),
             cancel: self.cancel,
+            background: self.background,
         })
     }
 }

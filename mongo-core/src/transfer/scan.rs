@@ -18,6 +18,7 @@ use super::{
 use crate::{
     connect::Deployment,
     error::{Error, ErrorKind, Result},
+    gate::Background,
     namespace::Namespace,
     retry::{RetryBudget, RetryPolicy, retry},
 };
@@ -80,6 +81,8 @@ pub struct ScanSource {
     pub retry_budget: RetryBudget,
     /// Ends the scan.
     pub cancel: CancellationToken,
+    /// What it asks before each batch. Default: nobody.
+    pub background: Background,
 }
 
 impl ScanSource {
@@ -98,6 +101,7 @@ impl ScanSource {
             retry: RetryPolicy::default(),
             retry_budget: RetryBudget::default(),
             cancel: CancellationToken::new(),
+            background: Background::ungated(),
         }
     }
 
@@ -226,6 +230,8 @@ impl RangeScan {
     /// Not cancel safe: when the future is dropped, drop the scan too. Use the token to stop in good order.
     pub async fn next(&mut self) -> Result<Option<ScanBatch>> {
         while self.step != Step::Done {
+            // While it is held it holds no memory.
+            self.source.background.pass(&self.source.cancel).await?;
             let permit = tokio::select! {
                 biased;
                 () = self.source.cancel.cancelled() => return Err(Error::cancelled()),

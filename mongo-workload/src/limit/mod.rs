@@ -220,7 +220,13 @@ impl Controller {
         // Faster than usual although there is no room left: how much faster it would be with room is not known any more. And what was found out once does not hold for ever.
         let is_outdated = is_full && (ratio * SUSPICIOUS < 1.0 || now >= self.tried + LONGEST_BELIEF);
         // Faster is believed at once, or nearly: a window is a sample. Slower only as far as the world changes slowly, unless it is tried out.
-        let drift = if ratio < 1.0 { ratio.max(0.25).sqrt() } else if peak <= self.limit / 2.0 { ratio.min(SLOW_DRIFT) } else { 1.0 };
+        let drift = if ratio < 1.0 {
+            ratio.max(0.25).sqrt()
+        } else if peak <= self.limit / 2.0 {
+            ratio.min(SLOW_DRIFT)
+        } else {
+            1.0
+        };
         self.usual = Some(usual * drift);
         let is_suspicious = ratio > SUSPICIOUS;
         let of = peak.min(self.limit);

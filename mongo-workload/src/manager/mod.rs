@@ -397,6 +397,22 @@ impl Manager {
         Slots { total: state.scheduler.limit(access), busy: state.scheduler.running(access) }
     }
 
+    pub(crate) fn class_index(&self, class: &str) -> Result<ClassIndex> {
+        self.0.classes.find(class)
+    }
+
+    /// Whether anything waits of a class, or of one before it.
+    pub(crate) fn waits_until(&self, last: ClassIndex) -> bool {
+        let state = self.0.state();
+        (0..=last.0).any(|class| state.scheduler.counts(ClassIndex(class)).1 > 0)
+    }
+
+    /// What the server said of its load last, a quarter of a second ago at most.
+    pub(crate) fn load_now(&self) -> Option<Load> {
+        self.0.heed_load();
+        self.0.state().load
+    }
+
     /// How it stands with each class, in their order.
     pub fn status(&self) -> Vec<ClassStatus> {
         let state = self.0.state();

@@ -10,10 +10,15 @@
 //! For two classes *i* and *j* that have work waiting all the while, with *W* the cost of what was begun for them, *w* their weights, *c* their largest
 //! costs, believed or real, and *D* the slots of the pool, as long as nothing of them has aged: |Wᵢ/wᵢ − Wⱼ/wⱼ| ≤ (D + 1)·(cᵢ/wᵢ + cⱼ/wⱼ).
 //!
-//! Who has waited longer than its class's `ages_after` stands in one lane with all others of its pool to whom that has happened, by age alone. The lane gets every
-//! slot that becomes free while fewer than *r* = max(1, a tenth of the slots) are busy with aged work. So if every operation ends within
-//! *c*, nobody waits longer than *A* + (⌈(k + 1)/r⌉ + 1)·*c*, where *A* is its class's `ages_after` and *k* the work in the lane before it, unless its own class's limits hold
-//! it back: these stand above everything. What is done in the lane is beside all shares: nobody pays for it.
+//! Who has waited longer than its class's `ages_after` stands in one lane with all others of its pool to whom that has happened, by age alone. The lane has a
+//! share ρ of a twentieth: for everything that ends, that share of its cost is credited to the lane, and what begins in the lane is charged to it. While the lane does not owe
+//! anything it gets the next free slot, as long as fewer than *m* = max(1, a tenth of the slots) are busy with aged work. Its classes pay for it like for all their work, so that the lane
+//! changes the order within a class that gets a twentieth anyway, and gives a twentieth to those that would get less.
+//!
+//! *The bound.* All *D* slots are busy while somebody waits who may begin, so what ends in a time *t* has cost at least *D*·(*t* − *c*), if every operation ends within *c*. When one becomes aged
+//! the lane owes *m*·*c* at most, as it began each of at most *m* when it owed nothing; the *k* before it cost *k*·*c* at most. So after *t* = *c* + (*k* + *m*)·*c*/(ρ·*D*) it is its turn, and within another *c* a slot
+//! is free: nobody waits longer than *A* + (20·(*k* + *m*)/*D* + 2)·*c*, where *A* is its class's `ages_after`, unless its own class's limits hold it back: these stand above
+//! everything, and so do reservations, whose slots *D* does not count.
 
 #[cfg(test)]
 mod tests;
@@ -114,6 +119,8 @@ struct Pool {
     running: u32,
     /// Slots that the aged have.
     aged: u32,
+    /// What is credited to the lane of the aged, or, below zero, what it owes.
+    lane: f64,
     virtual_time: f64,
     flows: Vec<Flow>,
 }
@@ -154,6 +161,7 @@ impl Scheduler {
             observes,
             running: 0,
             aged: 0,
+            lane: 0.0,
             virtual_time: 0.0,
             flows: states.iter().map(|_| Flow::default()).collect(),
         };
@@ -201,10 +209,22 @@ impl Scheduler {
 
     /// What may begin now. To be asked again until it gives nothing.
     pub(crate) fn next(&mut self, now: Duration) -> Option<Begun> {
+        for access in Access::ALL {
+            // What nobody wants is not saved up.
+            if self.pools[access.position()].lane > 0.0 && !self.anybody_is_aged(now, access) {
+                self.pools[access.position()].lane = 0.0;
+            }
+        }
         let candidates = Access::ALL.into_iter().filter_map(|access| self.candidate(now, access));
         // Where the limits of a class leave room for only one of a read and a write, the older one has it.
         let chosen = candidates.min_by_key(|candidate| candidate.since)?;
         self.begin(now, chosen)
+    }
+
+    fn anybody_is_aged(&self, now: Duration, access: Access) -> bool {
+        self.pools[access.position()].flows.iter().zip(&self.classes).any(|(flow, class)| {
+            flow.waiting.values().next().is_some_and(|head| head.since.saturating_add(class.ages_after) <= now)
+        })
     }
 
     fn candidate(&self, now: Duration, access: Access) -> Option<Candidate> {
@@ -236,7 +256,7 @@ impl Scheduler {
             }
         }
         match oldest {
-            Some((_, candidate)) if pool.aged < (pool.limit / 10).max(1) => Some(candidate),
+            Some((_, candidate)) if pool.lane >= 0.0 && pool.aged < (pool.limit / 10).max(1) => Some(candidate),
             _ => fairest.map(|(_, candidate)| candidate),
         }
     }
@@ -283,9 +303,9 @@ impl Scheduler {
         flow.left(request.cost);
         let beyond = class.beyond(request.memory_bytes);
         let beyond_slots = pool.running >= pool.limit;
-        // The lane is nobody's share: who was served there does not pay for it with its own.
-        if !aged {
-            flow.virtual_time += request.cost / class.weight;
+        flow.virtual_time += request.cost / class.weight;
+        if aged {
+            pool.lane -= request.cost;
         }
         flow.running += 1;
         pool.running += 1;
@@ -301,10 +321,12 @@ impl Scheduler {
         let Request { class: ClassIndex(position), access, cost: estimated, memory_bytes } = begun.request;
         let (class, pool) = (&mut self.classes[position], &mut self.pools[access.position()]);
         let flow = &mut pool.flows[position];
-        if !begun.aged {
-            // What was believed too dear is given back, but not so that the class is ahead of who has waited meanwhile.
-            let floor = flow.virtual_time.min(pool.virtual_time);
-            flow.virtual_time = (flow.virtual_time + (cost - estimated) / class.weight).max(floor);
+        // What was believed too dear is given back, but not so that the class is ahead of who has waited meanwhile.
+        let floor = flow.virtual_time.min(pool.virtual_time);
+        flow.virtual_time = (flow.virtual_time + (cost - estimated) / class.weight).max(floor);
+        pool.lane += cost * LANE_SHARE;
+        if begun.aged {
+            pool.lane -= cost - estimated;
         }
         flow.running -= 1;
         pool.running -= 1;
@@ -314,7 +336,7 @@ impl Scheduler {
         pool.flows[position].wanted_at = Some(now);
         if pool.running == 0 && pool.flows.iter().all(|flow| flow.waiting.is_empty()) {
             // A quiet pool owes nobody anything, and numbers stay small.
-            pool.virtual_time = 0.0;
+            (pool.virtual_time, pool.lane) = (0.0, 0.0);
             pool.flows.iter_mut().for_each(|flow| flow.virtual_time = 0.0);
         }
     }
@@ -371,6 +393,9 @@ impl Scheduler {
         flow.waiting_cost / slots
     }
 }
+
+/// ρ above.
+const LANE_SHARE: f64 = 0.05;
 
 impl Pool {
     fn is_full(&self) -> bool {
