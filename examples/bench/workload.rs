@@ -4,8 +4,9 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use clap::Args;
 use mongo_core::{
-    Error, Result,
+    ConnectOptions, Error, Result,
     clock::{Clock as _, SystemClock},
+    connect,
 };
 use mongo_examples::{
     Host,
@@ -74,12 +75,17 @@ pub(crate) async fn figures(uri: Option<&str>, settings: &EntrySettings) -> Resu
     };
     eprintln!("{}", host.describe());
     let shop = Shop::open(&host.deployment, "mongo_bench", settings.documents).await?;
-    let load = Load { shop, time: Duration::from_secs(settings.seconds), runs: settings.runs.max(1) };
+    let time = Duration::from_secs(settings.seconds);
+    let load = Load { shop, uri: host.uri(uri), time, runs: settings.runs.max(1) };
     let capacity = load.capacity().await;
     eprintln!("{capacity:.0} reports a second is what the server can do");
-    figures.protection = load.protection(capacity).await;
+    eprintln!("the till under five times as many reports");
+    figures.protection = load.protection(capacity).await?;
+    eprintln!("shares");
     figures.shares = load.shares().await?;
-    figures.goodput = load.goodput(capacity).await;
+    eprintln!("goodput");
+    figures.goodput = load.goodput(capacity).await?;
+    eprintln!("steps");
     figures.steps = load.steps().await;
     host.deployment.database("mongo_bench").drop().await?;
     Ok(figures)
@@ -88,6 +94,7 @@ pub(crate) async fn figures(uri: Option<&str>, settings: &EntrySettings) -> Resu
 /// A shop to be loaded.
 struct Load {
     shop: Shop,
+    uri: String,
     time: Duration,
     runs: usize,
 }
@@ -187,6 +194,12 @@ fn doors() -> [(&'static str, Door); 3] {
 }
 
 impl Load {
+    /// The shop through a client that nobody has used. Whoever gives up while it waits for a connection of the driver (3.9.1) stays in its queue, and everybody behind has to wait until so many others
+    /// have come: that must not be carried from one measurement to the next.
+    async fn fresh(&self) -> Result<Shop> {
+        Ok(self.shop.through(&connect(ConnectOptions::from_uri(&self.uri)?).await?))
+    }
+
     /// Reports that the server makes a second.
     async fn capacity(&self) -> f64 {
         let door = Door::Fifo(Arc::new(Semaphore::new(4)));
@@ -194,20 +207,21 @@ impl Load {
         ledger.in_time as f64 / self.time.as_secs_f64()
     }
 
-    async fn till(&self, door: &Door, seed: u64) -> Ledger {
-        offer(&self.shop, door, Traffic::Checkout, TILL_PER_SECOND, self.time, seed).await
+    async fn till(&self, shop: &Shop, door: &Door, seed: u64) -> Ledger {
+        offer(shop, door, Traffic::Checkout, TILL_PER_SECOND, self.time, seed).await
     }
 
-    async fn protection(&self, capacity: f64) -> Vec<Protection> {
+    async fn protection(&self, capacity: f64) -> Result<Vec<Protection>> {
         let mut runs: Vec<Vec<(Ledger, Ledger, Ledger)>> = doors().iter().map(|_| Vec::new()).collect();
         for run in 0..self.runs as u64 {
             for ((_, door), runs) in doors().iter().zip(&mut runs) {
-                let idle = self.till(door, run).await;
-                let reports = offer(&self.shop, door, Traffic::Report, capacity * 5.0, self.time + WARM_UP, run);
+                let shop = self.fresh().await?;
+                let idle = self.till(&shop, door, run).await;
+                let reports = offer(&shop, door, Traffic::Report, capacity * 5.0, self.time + WARM_UP, run);
                 let (busy, reports) = tokio::join!(
                     async {
                         sleep(WARM_UP).await;
-                        self.till(door, run).await
+                        self.till(&shop, door, run).await
                     },
                     reports
                 );
@@ -232,7 +246,7 @@ impl Load {
                 reports_per_second: of(&|(_, _, reports)| reports.in_time as f64 / (self.time + WARM_UP).as_secs_f64()),
             }
         };
-        doors().into_iter().zip(runs).map(row).collect()
+        Ok(doors().into_iter().zip(runs).map(row).collect())
     }
 
     async fn shares(&self) -> Result<Vec<Share>> {
@@ -294,7 +308,7 @@ impl Load {
         Ok(held.iter().map(|seconds| seconds * 100.0 / sum).collect())
     }
 
-    async fn goodput(&self, capacity: f64) -> Vec<Goodput> {
+    async fn goodput(&self, capacity: f64) -> Result<Vec<Goodput>> {
         let mut rows = Vec::new();
         for (position, (door, _)) in doors().iter().enumerate() {
             let mut of_door = Vec::new();
@@ -303,7 +317,8 @@ impl Load {
                 for run in 0..self.runs as u64 {
                     // A new one each time: what has piled up is not carried over.
                     let (_, fresh) = &doors()[position];
-                    let ledger = offer(&self.shop, fresh, Traffic::Report, capacity * load, self.time, run).await;
+                    let shop = self.fresh().await?;
+                    let ledger = offer(&shop, fresh, Traffic::Report, capacity * load, self.time, run).await;
                     let in_time = ledger.latencies.iter().filter(|latency| **latency < DEADLINE_MS).count();
                     rates.push(in_time as f64 / self.time.as_secs_f64());
                     sleep(Duration::from_millis(500)).await;
@@ -318,7 +333,7 @@ impl Load {
                 over_peak: per_second / peak,
             }));
         }
-        rows
+        Ok(rows)
     }
 
     /// Reports all the time, and from outside come others that nobody controls, and go.

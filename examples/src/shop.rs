@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use mongo_core::{
     Deployment, Error, ErrorKind, Result,
     bson::{Document, doc},
-    mongodb::Collection,
+    mongodb::{Collection, action::Action as _},
 };
 use mongo_workload::{Limits, Manager, Submission};
 use tokio::{
@@ -80,6 +80,13 @@ impl Shop {
         }
         orders.create_index(mongo_core::mongodb::IndexModel::builder().keys(doc! { "customer": 1, "_id": -1 }).build()).await?;
         Ok(Self { orders, documents })
+    }
+
+    /// The same shop through another client.
+    #[must_use]
+    pub fn through(&self, deployment: &Deployment) -> Self {
+        let name = self.orders.namespace();
+        Self { orders: deployment.database(&name.db).collection(&name.coll), documents: self.documents }
     }
 
     /// Serves somebody, within limits if there are any.

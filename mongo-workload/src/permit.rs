@@ -103,7 +103,7 @@ impl Permit {
     /// As dropping it, but nothing is to be learned from how long it was held.
     pub(crate) fn give_back_unused(mut self) {
         if let Some(held) = self.held.take() {
-            self.inner.release(held, None);
+            self.inner.release(Instant::now(), held, None);
         }
     }
 
@@ -115,8 +115,9 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
-            let took = held.since.elapsed();
-            self.inner.release(held, Some(took));
+            let now = Instant::now();
+            let took = now.saturating_duration_since(held.since);
+            self.inner.release(now, held, Some(took));
         }
     }
 }
@@ -132,7 +133,7 @@ impl Drop for Place {
             }
             state.waiting.remove(&self.id);
             // It may have stood before something smaller.
-            self.inner.begin_all(&mut state, None, &mut told);
+            self.inner.begin_all(&mut state, Instant::now(), None, &mut told);
             told.counts(&mut state, self.class);
         }
         self.inner.deliver(told);
@@ -143,14 +144,16 @@ impl Inner {
     /// Begins an operation or lets it wait.
     pub(crate) fn enter(self: &Arc<Self>, submission: &Submission, class: ClassIndex, allowed: Duration) -> Result<Entry> {
         self.heed_load();
-        let deadline = Instant::now() + allowed;
+        // The clock is read once for everything: it is a good part of what this costs.
+        let now = Instant::now();
+        let deadline = now + allowed;
         let mut told = Told::default();
         let entry = {
             let mut state = self.state();
-            let entry = match self.arrive(&mut state, submission, (class, allowed), &mut told) {
-                Ok((id, shape)) => match self.begin_all(&mut state, Some(id), &mut told) {
+            let entry = match self.arrive(&mut state, submission, (class, allowed), now, &mut told) {
+                Ok((id, shape)) => match self.begin_all(&mut state, now, Some(id), &mut told) {
                     Some(begun) => {
-                        let held = Some(Held { begun, shape, since: Instant::now(), fared: Fared::Well });
+                        let held = Some(Held { begun, shape, since: now, fared: Fared::Well });
                         Ok(Entry::Begun(Permit { inner: Arc::clone(self), held, deadline }))
                     }
                     None => {
@@ -180,9 +183,10 @@ impl Inner {
         state: &mut State,
         submission: &Submission,
         (class, allowed): (ClassIndex, Duration),
+        now: Instant,
         told: &mut Told,
     ) -> Result<(WaitingId, ShapeKey), (RefusedFor, Error)> {
-        let now = self.now();
+        let now = self.since_start(now);
         let Submission { access, memory_bytes, .. } = *submission;
         let mut refuse = |rule: Rule, reason: RefusedFor, error: Error| {
             if self.class(class).enforces(rule) {
@@ -230,7 +234,7 @@ impl Inner {
         {
             let mut state = self.state();
             Access::ALL.into_iter().for_each(|access| told.adjust(&mut state, access));
-            self.begin_all(&mut state, None, &mut told);
+            self.begin_all(&mut state, Instant::now(), None, &mut told);
         }
         self.deliver(told);
     }
@@ -238,13 +242,19 @@ impl Inner {
     /// Begins what may begin by now.
     pub(crate) fn begin_what_may(self: &Arc<Self>) {
         let mut told = Told::default();
-        self.begin_all(&mut self.state(), None, &mut told);
+        self.begin_all(&mut self.state(), Instant::now(), None, &mut told);
         self.deliver(told);
     }
 
     /// Begins all that may begin. Gives back `own`, if that is among it.
-    fn begin_all(self: &Arc<Self>, state: &mut State, own: Option<WaitingId>, told: &mut Told) -> Option<Begun> {
-        let now = self.now();
+    fn begin_all(
+        self: &Arc<Self>,
+        state: &mut State,
+        instant: Instant,
+        own: Option<WaitingId>,
+        told: &mut Told,
+    ) -> Option<Begun> {
+        let now = self.since_start(instant);
         let mut begun_itself = None;
         while let Some(begun) = state.scheduler.next(now) {
             let class = begun.request.class;
@@ -254,7 +264,7 @@ impl Inner {
             if Some(begun.id) == own {
                 begun_itself = Some(begun);
             } else if let Some(Waiter { shape, deadline, tell }) = state.waiting.remove(&begun.id) {
-                let held = Some(Held { begun, shape, since: Instant::now(), fared: Fared::Well });
+                let held = Some(Held { begun, shape, since: instant, fared: Fared::Well });
                 told.permits.push((tell, Permit { inner: Arc::clone(self), held, deadline }));
             } else {
                 // Cannot be: whatever waits in the scheduler waits here.
@@ -272,7 +282,7 @@ impl Inner {
                 && let Some(held) = unwanted.held.take()
             {
                 // Not by dropping it, which would come back here, once for each that has gone.
-                self.end(held, None, &mut told);
+                self.end(Instant::now(), held, None, &mut told);
             }
         }
         for observed in told.observed {
@@ -290,16 +300,16 @@ impl Inner {
     }
 
     /// Gives a slot back, and to the next.
-    fn release(self: &Arc<Self>, held: Held, took: Option<Duration>) {
+    fn release(self: &Arc<Self>, now: Instant, held: Held, took: Option<Duration>) {
         self.heed_load();
         let mut told = Told::default();
-        self.end(held, took, &mut told);
+        self.end(now, held, took, &mut told);
         self.deliver(told);
     }
 
-    fn end(self: &Arc<Self>, held: Held, took: Option<Duration>, told: &mut Told) {
+    fn end(self: &Arc<Self>, instant: Instant, held: Held, took: Option<Duration>, told: &mut Told) {
         let Request { class, access, .. } = held.begun.request;
-        let now = self.now();
+        let now = self.since_start(instant);
         let mut guard = self.state();
         let state = &mut *guard;
         if let Some(took) = took {
@@ -322,7 +332,7 @@ impl Inner {
             }
         }
         state.scheduler.end(now, &held.begun, took.map_or(0.0, micros));
-        self.begin_all(state, None, told);
+        self.begin_all(state, instant, None, told);
         told.counts(state, class);
     }
 }

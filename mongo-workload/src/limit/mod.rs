@@ -28,14 +28,15 @@ pub struct AdaptiveSlots {
     pub least: NonZeroU32,
     /// At the beginning. Default 8.
     pub initial: NonZeroU32,
-    /// Never more. Default 100, as many as a client of the driver has connections to a server unless told otherwise.
+    /// Never more. Default 50: those for reads and those for writes are then as many as a client of the driver has connections to a server (`maxPoolSize`), so that
+    /// nobody waits in the driver, where there are no classes.
     pub most: NonZeroU32,
 }
 
 impl Default for AdaptiveSlots {
     fn default() -> Self {
         let one = NonZeroU32::MIN;
-        Self { least: one, initial: one.saturating_add(7), most: one.saturating_add(99) }
+        Self { least: one, initial: one.saturating_add(7), most: one.saturating_add(49) }
     }
 }
 

@@ -28,7 +28,10 @@ struct Simulation {
 impl Simulation {
     fn new(processors: f64, clients: u32) -> Self {
         Self {
-            controller: Controller::new(Access::Read, AdaptiveSlots::default()),
+            controller: Controller::new(
+                Access::Read,
+                AdaptiveSlots { most: NonZeroU32::new(100).unwrap(), ..AdaptiveSlots::default() },
+            ),
             costs: Costs::default(),
             random: fastrand::Rng::with_seed(7),
             now: Duration::ZERO,

@@ -429,7 +429,11 @@ impl Manager {
 
 impl Inner {
     pub(crate) fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.since_start(Instant::now())
+    }
+
+    pub(crate) fn since_start(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

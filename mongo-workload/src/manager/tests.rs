@@ -385,3 +385,33 @@ async fn metrics_tell_of_each_class() {
     assert_eq!(metrics.observations("mongo_workload_service_seconds", &[class]).unwrap()[0], 0.02);
     assert_eq!(metrics.observations("mongo_workload_wait_seconds", &[class]).unwrap().len(), 4);
 }
+
+#[tokio::test(start_paused = true)]
+async fn slots_that_find_their_number_never_stand_still() {
+    let mut classes: Vec<Class> = Classes::default().iter().cloned().collect();
+    classes.iter_mut().for_each(|class| class.ages_after = Duration::from_secs(3600));
+    let manager = Manager::new(ManagerSettings::default().with_classes(Classes::new(classes).unwrap()));
+    let running = Arc::new(AtomicU32::new(0));
+    let until = Instant::now() + Duration::from_secs(10);
+    let mut all = tokio::task::JoinSet::new();
+    for class in ["critical", "high", "normal", "low"] {
+        for _ in 0..16 {
+            let (manager, running) = (manager.clone(), Arc::clone(&running));
+            all.spawn(async move {
+                while Instant::now() < until {
+                    let work = |_| async {
+                        let busy = running.fetch_add(1, Relaxed) + 1;
+                        sleep(15 * MS * busy.max(2) / 2).await;
+                        running.fetch_sub(1, Relaxed);
+                        Ok(())
+                    };
+                    let _may_be_late = manager.run(&Submission::read(class), work).await;
+                }
+            });
+        }
+    }
+    while let Some(one) = all.join_next().await {
+        one.unwrap();
+    }
+    assert!(Instant::now() < until + Duration::from_secs(5), "{:?} {:?}", Instant::now() - until, manager);
+}
