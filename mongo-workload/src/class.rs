@@ -152,12 +152,12 @@ impl Class {
 ///
 /// The default is what most services need:
 ///
-/// | class | weight | time limit | batch | waits at most | ages after |
-/// |---|---|---|---|---|---|
-/// | `critical` | 8 | 60 s | 1000 | 1000 | 10 s |
-/// | `high` | 4 | 30 s | 500 | 1000 | 8 s |
-/// | `normal` | 2 | 15 s | 100 | 1000 | 5 s |
-/// | `low` | 1 | 5 s | 10 | 1000 | 2 s |
+/// | class | weight | reserved | time limit | batch | waits at most | ages after |
+/// |---|---|---|---|---|---|---|
+/// | `critical` | 8 | 1 | 60 s | 1000 | 1000 | 10 s |
+/// | `high` | 4 | 0 | 30 s | 500 | 1000 | 8 s |
+/// | `normal` | 2 | 0 | 15 s | 100 | 1000 | 5 s |
+/// | `low` | 1 | 0 | 5 s | 10 | 1000 | 2 s |
 ///
 /// ```
 /// use mongo_workload::{Class, Classes};
@@ -245,7 +245,8 @@ impl Default for Classes {
         };
         let one = NonZeroU32::MIN;
         Self(vec![
-            class("critical", one.saturating_add(7), 60, 1000, 10),
+            // So that what somebody waits for never waits for the end of a long scan.
+            Class { reserved: 1, ..class("critical", one.saturating_add(7), 60, 1000, 10) },
             class("high", one.saturating_add(3), 30, 500, 8),
             class("normal", one.saturating_add(1), 15, 100, 5),
             class("low", one, 5, 10, 2),

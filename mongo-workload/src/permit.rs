@@ -96,6 +96,13 @@ impl Permit {
         }
     }
 
+    /// Whether what is left of its time is enough, by experience.
+    pub(crate) fn is_in_time(&self) -> bool {
+        let Some(held) = &self.held else { return true };
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        micros(left) >= believable(held.begun.request.cost, held.begun.waited + left)
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
@@ -195,13 +202,13 @@ impl Inner {
             told.observed.push(Observed::Would(class, rule));
             Ok(())
         };
-        // Not its own cost: who is taken for too dear once would never be let in to show that it is not.
-        if state.scheduler.expected_wait(class, access) > micros(allowed) {
-            let message = "so much of its class waits that its turn would not come in time: submit less, or allow more time";
-            refuse(Rule::Deadline, RefusedFor::Deadline, Error::new(ErrorKind::Unavailable, message))?;
-        }
         let shape = state.costs.key(class, access, &submission.shape);
         let request = Request { class, access, cost: state.costs.expected(shape), memory_bytes };
+        let wait = state.scheduler.expected_wait(class, access);
+        if wait > 0.0 && wait + believable(request.cost, allowed) > micros(allowed) {
+            let message = "so much of its class waits that it would not be done in time: submit less, or allow more time";
+            refuse(Rule::Deadline, RefusedFor::Deadline, Error::new(ErrorKind::Unavailable, message))?;
+        }
         match state.scheduler.refusal(&request) {
             Some(Refusal::QueueFull) => {
                 let message = "too much of its class waits already: submit less, or raise max_queued";
@@ -335,6 +342,12 @@ impl Inner {
         self.begin_all(state, instant, None, told);
         told.counts(state, class);
     }
+}
+
+/// What an operation is believed to cost when it is asked whether it will be done in time: half of what it is allowed at most. Who was taken for too dear once would never be let in again
+/// to show that it is not.
+fn believable(cost: f64, allowed: Duration) -> f64 {
+    cost.min(micros(allowed) / 2.0)
 }
 
 /// Whom to tell what, once the lock is free.

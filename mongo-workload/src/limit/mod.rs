@@ -209,9 +209,8 @@ impl Controller {
 
     fn decide(&mut self, now: Duration, window: Window, slowness: f64, costs: &mut Costs) {
         if let Phase::Trying(trial) = self.phase {
-            self.phase = Phase::Steady;
             self.tried = now;
-            self.conclude(now, trial, slowness);
+            self.phase = self.conclude(now, trial, slowness);
             return self.measure_anew(now, costs);
         }
         let usual = self.usual.unwrap_or(slowness);
@@ -219,7 +218,7 @@ impl Controller {
         let peak = f64::from(window.peak);
         let is_full = window.others_waited && window.peak >= self.limit as u32;
         // Faster than usual although there is no room left: how much faster it would be with room is not known any more. And what was found out once does not hold for ever.
-        let is_outdated = is_full && (ratio * SUSPICIOUS < 1.0 || now >= self.tried + LONGEST_BELIEF);
+        let is_outdated = is_full && (self.usual.is_none() || ratio * SUSPICIOUS < 1.0 || now >= self.tried + LONGEST_BELIEF);
         // Faster is believed at once, or nearly: a window is a sample. Slower only as far as the world changes slowly, unless it is tried out.
         let drift = if ratio < 1.0 {
             ratio.max(0.25).sqrt()
@@ -245,23 +244,31 @@ impl Controller {
             let grown = (self.limit * (1.0 + self.growth)).max(self.limit + 1.0);
             self.limit = grown.min(f64::from(self.settings.most.get()));
             self.growth = (self.growth * 2.0).min(FASTEST);
+            // What was tried before was with fewer.
+            self.trial_after = now;
             self.measure_anew(now, costs);
         }
     }
 
     /// Half as many took this long.
-    fn conclude(&mut self, now: Duration, trial: Trial, slowness: f64) {
+    fn conclude(&mut self, now: Duration, trial: Trial, slowness: f64) -> Phase {
         let slower = trial.slowness / slowness;
-        if slower > WORTHLESS {
-            self.usual = Some(self.usual.map_or(slowness, |usual| usual.min(slowness)));
-            self.lower_to((trial.of * WORTHLESS / slower).max(trial.of / 2.0));
-            self.vain_trials = 0;
-            self.trial_after = now;
-            self.grow_after = now + REST;
-        } else {
+        if slower <= WORTHLESS {
             self.usual = Some(slowness);
             self.was_vain(now, trial);
+            return Phase::Steady;
         }
+        self.usual = Some(self.usual.map_or(slowness, |usual| usual.min(slowness)));
+        (self.vain_trials, self.trial_after) = (0, now);
+        self.grow_after = now + REST;
+        let half = f64::from(trial.half());
+        if slower > FULL && half > f64::from(self.settings.least.get()) {
+            // They wait for each other as well: further down at once.
+            self.lower_to(half);
+            return Phase::Emptying(Trial { of: half, slowness, until: now + LONGEST_TRIAL });
+        }
+        self.lower_to((trial.of * WORTHLESS / slower).max(trial.of / 2.0));
+        Phase::Steady
     }
 
     fn was_vain(&mut self, now: Duration, trial: Trial) {
@@ -299,6 +306,8 @@ const SUSPICIOUS: f64 = 1.3;
 const WORTHLESS: f64 = 1.5;
 /// In a window in which little is under way, so much slower may become usual: doubling within half a minute.
 const SLOW_DRIFT: f64 = 1.005;
+/// Twice as many under way that are so much slower do not do more at all.
+const FULL: f64 = 1.75;
 const BACK_OFF: f64 = 0.7;
 const SLOWEST: f64 = 0.1;
 const FASTEST: f64 = 1.0;

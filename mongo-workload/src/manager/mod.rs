@@ -491,9 +491,10 @@ impl Inner {
                 Err(_) => return Err(self.too_late(class, "the operation's time was up before its turn came")),
             }
         };
-        if Instant::now() >= permit.deadline() {
+        let enforces = self.class(class).enforces(Rule::Deadline);
+        if Instant::now() >= permit.deadline() || enforces && !permit.is_in_time() {
             permit.give_back_unused();
-            return Err(self.too_late(class, "the operation's time was up when its turn came"));
+            return Err(self.too_late(class, "too little of the operation's time was left when its turn came"));
         }
         Ok(permit)
     }
