@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use mongo_core::{
     ConnectOptions, Error, Result,
     clock::{Clock as _, SystemClock},
@@ -33,9 +33,25 @@ pub(crate) struct EntrySettings {
     /// How long each is measured under load; 0 for only what it costs to let an operation in
     #[arg(long, value_name = "N", default_value_t = 8)]
     seconds: u64,
+    /// Only this; may be given several times
+    #[arg(long, value_name = "WHAT")]
+    part: Vec<Part>,
     /// Orders in the shop
     #[arg(long, value_name = "N", default_value_t = 50_000)]
     documents: i64,
+}
+
+/// What is measured under load.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What the till feels of five times too many reports
+    Protection,
+    /// How near shares come to weights
+    Shares,
+    /// What is done in time at one half to three times what the server can do
+    Goodput,
+    /// How soon the slots suit a server that has become slower or faster
+    Steps,
 }
 
 /// All that was measured.
@@ -79,14 +95,19 @@ pub(crate) async fn figures(uri: Option<&str>, settings: &EntrySettings) -> Resu
     let load = Load { shop, uri: host.uri(uri), time, runs: settings.runs.max(1) };
     let capacity = load.capacity().await;
     eprintln!("{capacity:.0} reports a second is what the server can do");
-    eprintln!("the till under five times as many reports");
-    figures.protection = load.protection(capacity).await?;
-    eprintln!("shares");
-    figures.shares = load.shares().await?;
-    eprintln!("goodput");
-    figures.goodput = load.goodput(capacity).await?;
-    eprintln!("steps");
-    figures.steps = load.steps().await;
+    let wanted = |part| settings.part.is_empty() || settings.part.contains(&part);
+    if wanted(Part::Protection) {
+        figures.protection = load.protection(capacity).await?;
+    }
+    if wanted(Part::Shares) {
+        figures.shares = load.shares().await?;
+    }
+    if wanted(Part::Goodput) {
+        figures.goodput = load.goodput(capacity).await?;
+    }
+    if wanted(Part::Steps) {
+        figures.steps = load.steps().await;
+    }
     host.deployment.database("mongo_bench").drop().await?;
     Ok(figures)
 }
@@ -369,8 +390,8 @@ impl Load {
             );
             let last: Vec<f64> = seen.iter().filter(|(at, _)| *at > time.as_secs_f64() - 5.0).map(|(_, slots)| *slots).collect();
             let slots = last.iter().sum::<f64>() / last.len().max(1) as f64;
-            // A trial of half as many for a moment is no change of mind: means of half a second.
-            let far = seen.windows(10).rfind(|some| {
+            // A trial of half as many for a moment is no change of mind: means of a second.
+            let far = seen.windows(20).rfind(|some| {
                 let mean = some.iter().map(|(_, slots)| slots).sum::<f64>() / some.len() as f64;
                 some.last().is_some_and(|(at, _)| *at < time.as_secs_f64() - 5.0) && (mean - slots).abs() > (slots * 0.2).max(1.0)
             });

@@ -227,7 +227,12 @@ impl Inner {
             let error = Error::new(ErrorKind::Unavailable, "work of this class comes more often than its rate allows");
             refuse(Rule::Rate, RefusedFor::Rate, error.with_context("welcome again in ms", wait.as_millis() + 1))?;
         }
-        Ok((state.scheduler.arrive(now, request), shape))
+        let id = state.scheduler.arrive(now, request);
+        if self.class(class).reserved > 0 {
+            // It has a claim again.
+            told.adjust(state, access, now);
+        }
+        Ok((id, shape))
     }
 
     pub(crate) fn set_slots(self: &Arc<Self>, access: Access, slots: NonZeroU32) {
@@ -240,7 +245,8 @@ impl Inner {
         let mut told = Told::default();
         {
             let mut state = self.state();
-            Access::ALL.into_iter().for_each(|access| told.adjust(&mut state, access));
+            let now = self.now();
+            Access::ALL.into_iter().for_each(|access| told.adjust(&mut state, access, now));
             self.begin_all(&mut state, Instant::now(), None, &mut told);
         }
         self.deliver(told);
@@ -335,7 +341,7 @@ impl Inner {
                     others_wait: state.scheduler.anything_waits(access),
                 };
                 controller.ended(now, ended, &mut state.costs);
-                told.adjust(state, access);
+                told.adjust(state, access, now);
             }
         }
         state.scheduler.end(now, &held.begun, took.map_or(0.0, micros));
@@ -370,8 +376,8 @@ enum Observed {
 }
 
 impl Told {
-    fn adjust(&mut self, state: &mut State, access: Access) {
-        self.observed.extend(state.adjust(access).map(|slots| Observed::Slots(access, slots)));
+    fn adjust(&mut self, state: &mut State, access: Access, now: Duration) {
+        self.observed.extend(state.adjust(access, now).map(|slots| Observed::Slots(access, slots)));
     }
 
     fn counts(&mut self, state: &mut State, class: ClassIndex) {

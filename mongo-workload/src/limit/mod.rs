@@ -86,6 +86,8 @@ pub(crate) struct Ended {
 pub(crate) struct Controller {
     access: Access,
     settings: AdaptiveSlots,
+    /// Not fewer for now.
+    floor: u32,
     limit: f64,
     /// By how much it grows next time, in relation to itself.
     growth: f64,
@@ -103,28 +105,32 @@ pub(crate) struct Controller {
     /// When the last trial ended.
     tried: Duration,
     grow_after: Duration,
+    /// How often it went down, one time after the other, without having grown twice.
+    vain_growth: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
     Steady,
-    /// Half of `of` are let in. Until no more are under way nothing is measured.
+    /// Half of those that were under way are let in. Until no more are, nothing is measured.
     Emptying(Trial),
     Trying(Trial),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Trial {
-    /// So many were under way.
+    /// So many were under way, and so many are let in now.
     of: f64,
+    half: u32,
     /// How slow everything was then.
     slowness: f64,
     until: Duration,
 }
 
 impl Trial {
-    fn half(self) -> u32 {
-        ((self.of / 2.0) as u32).max(1)
+    /// What is written below of twice as many, for as many more as these are.
+    fn scaled(self, of_twice: f64) -> f64 {
+        of_twice.powf((self.of / f64::from(self.half)).log2())
     }
 }
 
@@ -144,6 +150,7 @@ impl Controller {
         Self {
             access,
             settings,
+            floor: least.get(),
             limit: f64::from(initial.get().clamp(least.get(), most.get().max(least.get()))),
             growth: FASTEST,
             usual: None,
@@ -155,15 +162,26 @@ impl Controller {
             vain_at: 0.0,
             tried: Duration::ZERO,
             grow_after: Duration::ZERO,
+            vain_growth: 0,
         }
     }
 
     /// How many may be under way.
     pub(crate) fn slots(&self) -> u32 {
         match self.phase {
-            Phase::Steady => self.limit as u32,
-            Phase::Emptying(trial) | Phase::Trying(trial) => trial.half().max(self.settings.least.get()),
+            Phase::Steady => (self.limit as u32).max(self.floor),
+            Phase::Emptying(trial) | Phase::Trying(trial) => trial.half.max(self.floor),
         }
+    }
+
+    /// Sets that there are no fewer than so many for now, whatever comes out: but never more than the settings allow.
+    pub(crate) fn set_floor(&mut self, floor: u32) {
+        self.floor = floor.clamp(self.settings.least.get(), self.settings.most.get().max(self.settings.least.get()));
+    }
+
+    fn trial(&self, now: Duration, of: f64, slowness: f64) -> Trial {
+        let half = ((of / 2.0) as u32).max(self.floor).max(1);
+        Trial { of, half, slowness, until: now + LONGEST_TRIAL }
     }
 
     /// Learns from an operation that has ended. [`slots`](Self::slots) may be another number then.
@@ -230,11 +248,11 @@ impl Controller {
         self.usual = Some(usual * drift);
         let is_suspicious = ratio > SUSPICIOUS;
         let of = peak.min(self.limit);
-        if of < f64::from(self.settings.least.get()).max(1.0) + 1.0 {
+        if of < f64::from(self.floor) + 1.0 {
             // Fewer cannot be tried.
             self.usual = Some(slowness);
         } else if is_outdated || is_suspicious && (now >= self.trial_after || slowness > self.vain_at * SUSPICIOUS) {
-            self.phase = Phase::Emptying(Trial { of, slowness, until: now + LONGEST_TRIAL });
+            self.phase = Phase::Emptying(self.trial(now, of, slowness));
             return self.measure_anew(now, costs);
         } else if is_suspicious {
             self.growth = SLOWEST;
@@ -243,6 +261,9 @@ impl Controller {
         if is_full && now >= self.grow_after {
             let grown = (self.limit * (1.0 + self.growth)).max(self.limit + 1.0);
             self.limit = grown.min(f64::from(self.settings.most.get()));
+            if self.growth > SLOWEST {
+                self.vain_growth = 0;
+            }
             self.growth = (self.growth * 2.0).min(FASTEST);
             // What was tried before was with fewer.
             self.trial_after = now;
@@ -253,21 +274,22 @@ impl Controller {
     /// Half as many took this long.
     fn conclude(&mut self, now: Duration, trial: Trial, slowness: f64) -> Phase {
         let slower = trial.slowness / slowness;
-        if slower <= WORTHLESS {
+        let worthless = trial.scaled(WORTHLESS);
+        if slower <= worthless {
             self.usual = Some(slowness);
             self.was_vain(now, trial);
             return Phase::Steady;
         }
         self.usual = Some(self.usual.map_or(slowness, |usual| usual.min(slowness)));
         (self.vain_trials, self.trial_after) = (0, now);
-        self.grow_after = now + REST;
-        let half = f64::from(trial.half());
-        if slower > FULL && half > f64::from(self.settings.least.get()) {
+        self.rest(now);
+        let half = f64::from(trial.half);
+        if slower > trial.scaled(FULL) && trial.half > self.floor {
             // They wait for each other as well: further down at once.
             self.lower_to(half);
-            return Phase::Emptying(Trial { of: half, slowness, until: now + LONGEST_TRIAL });
+            return Phase::Emptying(self.trial(now, half, slowness));
         }
-        self.lower_to((trial.of * WORTHLESS / slower).max(trial.of / 2.0));
+        self.lower_to((trial.of * worthless / slower).max(half));
         Phase::Steady
     }
 
@@ -281,12 +303,18 @@ impl Controller {
     fn back_off(&mut self, now: Duration, costs: &mut Costs) {
         self.phase = Phase::Steady;
         self.lower_to(self.limit * BACK_OFF);
-        self.grow_after = now + REST;
+        self.rest(now);
         self.measure_anew(now, costs);
     }
 
+    /// Does not grow for a while: for longer if it grew in vain.
+    fn rest(&mut self, now: Duration) {
+        self.vain_growth = (self.vain_growth + 1).min(LONGEST_REST);
+        self.grow_after = now + REST * self.vain_growth;
+    }
+
     fn lower_to(&mut self, limit: f64) {
-        self.limit = limit.min(self.limit).max(f64::from(self.settings.least.get()));
+        self.limit = limit.min(self.limit).max(f64::from(self.floor));
         self.growth = SLOWEST;
     }
 
@@ -316,5 +344,6 @@ const LONGEST_TRIAL: Duration = Duration::from_secs(5);
 const BETWEEN_TRIALS: Duration = Duration::from_secs(5);
 /// Where all slots are wanted, a trial is made at least so often.
 const LONGEST_BELIEF: Duration = Duration::from_secs(10);
-/// After it went down the limit does not grow for so long.
+/// After it went down the limit does not grow for so long, and for so many times that if it grows in vain.
 const REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: u32 = 3;

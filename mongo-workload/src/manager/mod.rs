@@ -172,9 +172,13 @@ pub(crate) enum SlotLimit {
 
 impl State {
     /// How many slots there are of a kind. Gives the number if it is another one than before.
-    pub(crate) fn adjust(&mut self, access: Access) -> Option<u32> {
-        let slots = match &self.limits[access.position()] {
-            SlotLimit::Adaptive(controller) => controller.slots(),
+    pub(crate) fn adjust(&mut self, access: Access, now: Duration) -> Option<u32> {
+        let slots = match &mut self.limits[access.position()] {
+            SlotLimit::Adaptive(controller) => {
+                // Beside those that are kept for somebody there is always one for everybody.
+                controller.set_floor(self.scheduler.reserved(access, now).saturating_add(1));
+                controller.slots()
+            }
             SlotLimit::Fixed(slots) => *slots,
         };
         let slots = self.load.map_or(slots, |load| load.allows(access, slots));
@@ -252,7 +256,7 @@ impl Manager {
         };
         let instruments = Instruments::new(metrics, &classes);
         for access in Access::ALL {
-            state.adjust(access);
+            state.adjust(access, Duration::ZERO);
             instruments.slots(access, state.scheduler.limit(access));
         }
         Self(Arc::new(Inner {

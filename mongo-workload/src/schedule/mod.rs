@@ -274,10 +274,14 @@ impl Scheduler {
 
     /// Slots of a pool that nobody but a class may have.
     fn kept_for(&self, pool: &Pool, class: usize, now: Duration) -> u32 {
+        if self.wants(pool, class, now) { self.classes[class].reserved.saturating_sub(pool.flows[class].running) } else { 0 }
+    }
+
+    /// Whether a class has work in a pool, or had some a while ago.
+    fn wants(&self, pool: &Pool, class: usize, now: Duration) -> bool {
         let flow = &pool.flows[class];
         let has_work = flow.running > 0 || !flow.waiting.is_empty();
-        let wants = has_work || flow.wanted_at.is_some_and(|at| now < at.saturating_add(RESERVED_FOR));
-        if wants { self.classes[class].reserved.saturating_sub(flow.running) } else { 0 }
+        has_work || flow.wanted_at.is_some_and(|at| now < at.saturating_add(RESERVED_FOR))
     }
 
     fn begin(&mut self, now: Duration, chosen: Candidate) -> Option<Begun> {
@@ -348,6 +352,14 @@ impl Scheduler {
 
     pub(crate) fn limit(&self, access: Access) -> u32 {
         self.pools[access.position()].limit
+    }
+
+    /// Slots of a kind that classes have reserved and want now.
+    pub(crate) fn reserved(&self, access: Access, now: Duration) -> u32 {
+        let pool = &self.pools[access.position()];
+        (0..self.classes.len()).fold(0_u32, |sum, class| {
+            sum.saturating_add(if self.wants(pool, class, now) { self.classes[class].reserved } else { 0 })
+        })
     }
 
     /// Whether anything of a kind waits.
