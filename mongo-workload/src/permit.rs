@@ -11,7 +11,7 @@ use crate::{
     instruments::{ClassInstruments, RefusedFor},
     limit::{Ended, Fared},
     manager::{Inner, Limits, SlotLimit, State},
-    schedule::{Access, Begun, Refusal, Request, WaitingId},
+    schedule::{Access, Begun, Refusal, Request, Strictness, WaitingId},
     submission::Submission,
 };
 
@@ -236,7 +236,13 @@ impl Inner {
     }
 
     pub(crate) fn set_slots(self: &Arc<Self>, access: Access, slots: NonZeroU32) {
-        self.state().limits[access.position()] = SlotLimit::Fixed(slots.get());
+        {
+            let mut state = self.state();
+            state.limits[access.position()] = SlotLimit::Fixed(slots.get());
+            if !self.observes_slots {
+                state.scheduler.set_strictness(access, Strictness::Strict);
+            }
+        }
         self.adjust_all();
     }
 

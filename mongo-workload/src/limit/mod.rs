@@ -234,7 +234,8 @@ impl Controller {
         let usual = self.usual.unwrap_or(slowness);
         let ratio = slowness / usual;
         let peak = f64::from(window.peak);
-        let is_full = window.others_waited && window.peak >= self.limit as u32;
+        // What is kept for somebody may be empty.
+        let is_full = window.others_waited && window.peak.saturating_add(self.floor - 1) >= self.limit as u32;
         // Faster than usual although there is no room left: how much faster it would be with room is not known any more. And what was found out once does not hold for ever.
         let is_outdated = is_full && (self.usual.is_none() || ratio * SUSPICIOUS < 1.0 || now >= self.tried + LONGEST_BELIEF);
         // Faster is believed at once, or nearly: a window is a sample. Slower only as far as the world changes slowly, unless it is tried out.

@@ -29,7 +29,7 @@ use crate::{
     load::{Load, LoadSignal},
     permit::{Entry, Permit, Waiter},
     rate::RateLimit,
-    schedule::{Access, Scheduler, WaitingId},
+    schedule::{Access, Scheduler, Strictness, WaitingId},
     submission::Submission,
 };
 
@@ -144,6 +144,7 @@ pub(crate) struct Inner {
     budget: RetryBudget,
     pub(crate) instruments: Instruments,
     started: Instant,
+    pub(crate) observes_slots: bool,
     load: Option<Arc<dyn LoadSignal>>,
     /// When to ask for the load again, in microseconds.
     load_due: AtomicU64,
@@ -245,8 +246,13 @@ impl Manager {
             SlotPolicy::Adaptive(bounds) => SlotLimit::Fixed(bounds.initial.get()),
             SlotPolicy::Fixed(slots) => SlotLimit::Fixed(slots.get()),
         });
+        let strictness = match slots {
+            _ if observe_slots => Strictness::Observes,
+            SlotPolicy::Adaptive(_) => Strictness::BarReserved,
+            SlotPolicy::Fixed(_) => Strictness::Strict,
+        };
         let mut state = State {
-            scheduler: Scheduler::new(&classes, [1, 1], observe_slots),
+            scheduler: Scheduler::new(&classes, [1, 1], strictness),
             rates: classes.iter().map(|class| class.rate.map(RateLimit::new)).collect(),
             costs: Costs::default(),
             counted: 0,
@@ -265,6 +271,7 @@ impl Manager {
             retry,
             budget: RetryBudget::default(),
             started: Instant::now(),
+            observes_slots: observe_slots,
             load,
             load_due: AtomicU64::new(0),
             state: Mutex::new(state),

@@ -110,12 +110,22 @@ struct ClassState {
     queued: u32,
 }
 
+/// Whom the number of slots holds up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Strictness {
+    /// Everybody.
+    Strict,
+    /// Everybody but who has slots reserved and not so many of them: the number is found out, and goes down while others have all of them.
+    BarReserved,
+    /// Nobody.
+    Observes,
+}
+
 /// Slots of one kind and who waits for them.
 #[derive(Debug)]
 struct Pool {
     limit: u32,
-    /// Whether the limit holds nothing up.
-    observes: bool,
+    strictness: Strictness,
     running: u32,
     /// Slots that the aged have.
     aged: u32,
@@ -153,12 +163,12 @@ pub(crate) enum Refusal {
 }
 
 impl Scheduler {
-    /// With so many slots of each kind. Those that only `observe` hold nobody up.
-    pub(crate) fn new(classes: &Classes, slots: [u32; 2], observes: bool) -> Self {
+    /// With so many slots of each kind.
+    pub(crate) fn new(classes: &Classes, slots: [u32; 2], strictness: Strictness) -> Self {
         let states: Vec<ClassState> = classes.iter().map(ClassState::new).collect();
         let pool = |slots: u32| Pool {
             limit: slots.max(1),
-            observes,
+            strictness,
             running: 0,
             aged: 0,
             lane: 0.0,
@@ -229,11 +239,14 @@ impl Scheduler {
 
     fn candidate(&self, now: Duration, access: Access) -> Option<Candidate> {
         let pool = &self.pools[access.position()];
-        if pool.is_full() {
+        if pool.is_full() && pool.strictness == Strictness::Strict {
             return None;
         }
         let kept: u64 = (0..self.classes.len()).map(|class| u64::from(self.kept_for(pool, class, now))).sum();
-        let free = if pool.observes { u64::MAX } else { u64::from(pool.limit.saturating_sub(pool.running)) };
+        let free = match pool.strictness {
+            Strictness::Observes => u64::MAX,
+            _ => u64::from(pool.limit.saturating_sub(pool.running)),
+        };
         let mut fairest: Option<(f64, Candidate)> = None;
         let mut oldest: Option<(Duration, Candidate)> = None;
         for (position, flow) in pool.flows.iter().enumerate() {
@@ -244,7 +257,7 @@ impl Scheduler {
             }
             let candidate = Candidate { access, position, since: head.since, aged: false };
             let aged_at = head.since.saturating_add(class.ages_after);
-            if aged_at <= now && oldest.is_none_or(|(oldest, _)| aged_at < oldest) {
+            if aged_at <= now && free > 0 && oldest.is_none_or(|(oldest, _)| aged_at < oldest) {
                 oldest = Some((aged_at, Candidate { aged: true, ..candidate }));
             }
             // What is kept for itself is its own. What is kept for others is not, but never are all slots kept, also where there are fewer than
@@ -350,6 +363,11 @@ impl Scheduler {
         self.pools[access.position()].limit = slots.max(1);
     }
 
+    /// Changes whom it holds up.
+    pub(crate) fn set_strictness(&mut self, access: Access, strictness: Strictness) {
+        self.pools[access.position()].strictness = strictness;
+    }
+
     pub(crate) fn limit(&self, access: Access) -> u32 {
         self.pools[access.position()].limit
     }
@@ -411,7 +429,7 @@ const LANE_SHARE: f64 = 0.05;
 
 impl Pool {
     fn is_full(&self) -> bool {
-        self.running >= self.limit && !self.observes
+        self.running >= self.limit && self.strictness != Strictness::Observes
     }
 }
 

@@ -42,7 +42,7 @@ struct Simulation {
 impl Simulation {
     fn new(classes: Vec<Class>, slots: u32) -> Self {
         let count = classes.len();
-        let scheduler = Scheduler::new(&Classes::new(classes).unwrap(), [slots; 2], false);
+        let scheduler = Scheduler::new(&Classes::new(classes).unwrap(), [slots; 2], Strictness::Strict);
         Self {
             scheduler,
             now: Duration::ZERO,
@@ -228,6 +228,27 @@ fn classes_that_have_reserved_more_than_there_is_share_all_of_it() {
     }
     simulation.begin_all();
     assert_eq!(simulation.scheduler.running(Access::Read), 4);
+}
+
+#[test]
+fn slots_that_became_fewer_are_no_bar_to_who_has_reserved_some_of_them() {
+    for (strictness, expected) in [(Strictness::Strict, 0), (Strictness::BarReserved, 2)] {
+        let mut both = classes(&[1, 1]);
+        both[0].reserved = 2;
+        let mut simulation = Simulation::new(both, 8);
+        simulation.scheduler.set_strictness(Access::Read, strictness);
+        for _ in 0..20 {
+            simulation.arrive(read(1, 10.0), 10.0);
+        }
+        simulation.begin_all();
+        simulation.scheduler.set_limit(Access::Read, 3);
+        for _ in 0..5 {
+            simulation.arrive(read(0, 10.0), 10.0);
+        }
+        simulation.begin_all();
+        assert_eq!(simulation.scheduler.counts(ClassIndex(0)).0, expected, "{strictness:?}");
+        assert_eq!(simulation.scheduler.counts(ClassIndex(1)).0, 8);
+    }
 }
 
 #[test]
