@@ -15,6 +15,7 @@ use mongo_examples::{
 use mongo_workload::{Access, Class, Classes, Manager, ManagerSettings, Submission};
 use serde::Serialize;
 use tokio::{
+    process::Command,
     sync::Semaphore,
     task::JoinSet,
     time::{Instant, sleep},
@@ -92,7 +93,7 @@ pub(crate) async fn figures(uri: Option<&str>, settings: &EntrySettings) -> Resu
     eprintln!("{}", host.describe());
     let shop = Shop::open(&host.deployment, "mongo_bench", settings.documents).await?;
     let time = Duration::from_secs(settings.seconds);
-    let load = Load { shop, uri: host.uri(uri), time, runs: settings.runs.max(1) };
+    let load = Load { shop, uri: host.uri(uri), server: host.process_id(), time, runs: settings.runs.max(1) };
     let capacity = load.capacity().await;
     eprintln!("{capacity:.0} reports a second is what the server can do");
     let wanted = |part| settings.part.is_empty() || settings.part.contains(&part);
@@ -106,7 +107,7 @@ pub(crate) async fn figures(uri: Option<&str>, settings: &EntrySettings) -> Resu
         figures.goodput = load.goodput(capacity).await?;
     }
     if wanted(Part::Steps) {
-        figures.steps = load.steps().await;
+        figures.steps = load.steps().await?;
     }
     host.deployment.database("mongo_bench").drop().await?;
     Ok(figures)
@@ -116,6 +117,8 @@ pub(crate) async fn figures(uri: Option<&str>, settings: &EntrySettings) -> Resu
 struct Load {
     shop: Shop,
     uri: String,
+    /// The process of a server of its own.
+    server: Option<u32>,
     time: Duration,
     runs: usize,
 }
@@ -198,11 +201,17 @@ struct Step {
     /// Until the slots came within a fifth of that, or within one.
     seconds: f64,
     per_second: f64,
+    refused: u64,
+    timed_out: u64,
+    failed: u64,
 }
 
 impl Step {
     fn print(&self) {
-        println!("{:40} {:>5.1} slots after {:>5.2} s, {:>6.0} in time/s", self.what, self.slots, self.seconds, self.per_second);
+        println!(
+            "{:40} {:>5.1} slots after {:>5.2} s, {:>6.0} in time/s, {} refused, {} timed out, {} failed",
+            self.what, self.slots, self.seconds, self.per_second, self.refused, self.timed_out, self.failed
+        );
     }
 }
 
@@ -367,12 +376,22 @@ impl Load {
         Ok(rows)
     }
 
-    /// Reports all the time, and from outside come others that nobody controls, and go.
-    async fn steps(&self) -> Vec<Step> {
+    /// Reports all the time, while the server loses a processor and gets it back.
+    async fn steps(&self) -> Result<Vec<Step>> {
         let manager = Manager::new(ManagerSettings::default());
         let door = Door::Managed(manager.clone());
         let mut rows = Vec::new();
-        for (what, others) in [("at first", 0), ("others come from outside", 8), ("the others are gone", 0)] {
+        let Some(server) = self.server else {
+            eprintln!("steps are only made with a server of the program's own");
+            return Ok(rows);
+        };
+        for (what, processors) in
+            [("all processors", "0-1023"), ("the server has one processor", "0"), ("all of them again", "0-1023")]
+        {
+            let pinned = Command::new("taskset").args(["-acp", processors, &server.to_string()]).output();
+            if !pinned.await.is_ok_and(|output| output.status.success()) {
+                return Err(Error::invalid("cannot pin the server to a processor: install taskset, or leave --part steps out"));
+            }
             let time = self.time.max(Duration::from_secs(12));
             let watch = async {
                 let began = Instant::now();
@@ -383,11 +402,7 @@ impl Load {
                 }
                 seen
             };
-            let (ledger, _, seen) = tokio::join!(
-                press(&self.shop, &door, Traffic::Report, 100, time),
-                press(&self.shop, &Door::Open, Traffic::Report, others, time),
-                watch
-            );
+            let (ledger, seen) = tokio::join!(press(&self.shop, &door, Traffic::Report, 100, time), watch);
             let last: Vec<f64> = seen.iter().filter(|(at, _)| *at > time.as_secs_f64() - 5.0).map(|(_, slots)| *slots).collect();
             let slots = last.iter().sum::<f64>() / last.len().max(1) as f64;
             // A trial of half as many for a moment is no change of mind: means of a second.
@@ -396,9 +411,10 @@ impl Load {
                 some.last().is_some_and(|(at, _)| *at < time.as_secs_f64() - 5.0) && (mean - slots).abs() > (slots * 0.2).max(1.0)
             });
             let seconds = far.and_then(|some| some.last()).map_or(0.0, |(at, _)| *at);
-            rows.push(Step { what, slots, seconds, per_second: ledger.in_time as f64 / time.as_secs_f64() });
+            let Ledger { in_time, refused, timed_out, failed, .. } = ledger;
+            rows.push(Step { what, slots, seconds, per_second: in_time as f64 / time.as_secs_f64(), refused, timed_out, failed });
         }
-        rows
+        Ok(rows)
     }
 }
 
