@@ -8,6 +8,7 @@ mod job;
 mod limit;
 mod load;
 mod manager;
+mod operations;
 mod permit;
 mod rate;
 mod schedule;

@@ -36,6 +36,7 @@ mod golden;
 mod incremental;
 mod interchange;
 mod kill;
+mod managed;
 mod monitor;
 mod monitor_members;
 mod namespaces;
