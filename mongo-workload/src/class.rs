@@ -18,18 +18,20 @@ pub struct Class {
     /// Operations of it that may be under way at once. Default 64.
     pub max_concurrent: u32,
     /// Of the slots for reads, and of those for writes, so many are kept for this class while it has had such work within the last
-    /// [`RESERVED_FOR`]; otherwise they are lent to the others. Default 0.
+    /// [`RESERVED_FOR`]; otherwise they are lent to the others. [`AdaptiveSlots`](crate::AdaptiveSlots) are never fewer than what is reserved and one. Default 0.
     pub reserved: u32,
     /// Bytes that operations of it under way may need together, as their submitters say. One that needs more than all of it is refused. Default 256 MiB.
     pub max_memory_bytes: u64,
     /// Operations of it that may wait, reads and writes counted apart; more are refused at once. Default 1000.
     pub max_queued: u32,
-    /// What is given to the server as `maxTimeMS`, and the longest that an operation may take with its wait. Default 15 s.
+    /// What is given to the server as `maxTimeMS`, and the longest that an operation may take with its wait. Default 15 s. In a file: seconds.
+    #[cfg_attr(feature = "serde", serde(with = "seconds"))]
     pub time_limit: Duration,
     /// Documents in a batch. Default 100.
     pub batch_size: u32,
     /// Who has waited longer than this goes before its turn, by age alone: see the starvation bound in the crate's docs. Of no use unless it is
-    /// well below the time within which operations must be done. Default 5 s.
+    /// well below the time within which operations must be done. Default 5 s. In a file: seconds.
+    #[cfg_attr(feature = "serde", serde(with = "seconds"))]
     pub ages_after: Duration,
     /// How often work may be submitted. Default: as often as one likes.
     pub rate: Option<Rate>,
@@ -145,6 +147,23 @@ impl Class {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Durations as people write them.
+#[cfg(feature = "serde")]
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(time.as_secs_f64())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        Duration::try_from_secs_f64(seconds).map_err(|_| D::Error::custom("a time is a number of seconds, as 15 or 0.25"))
     }
 }
 
@@ -271,6 +290,19 @@ mod tests {
         let told: Vec<_> =
             classes.iter().map(|class| (class.name.as_str(), class.time_limit.as_secs(), class.batch_size)).collect();
         assert_eq!(told, [("critical", 60, 1000), ("high", 30, 500), ("normal", 15, 100), ("low", 5, 10)]);
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_class_is_read_from_a_file_with_times_in_seconds() {
+        let text = r#"{ "name": "reports", "weight": 3, "time_limit": 0.25, "rate": { "per_second": 10.0, "burst": 5 }, "observe_only": ["rate", "time_limit"] }"#;
+        let class: Class = serde_json::from_str(text).unwrap();
+        assert_eq!((class.time_limit, class.ages_after), (Duration::from_millis(250), Duration::from_secs(5)));
+        assert!(!class.enforces(Rule::Rate) && !class.enforces(Rule::TimeLimit) && class.enforces(Rule::Queue));
+        assert_eq!(serde_json::from_str::<Class>(&serde_json::to_string(&class).unwrap()).unwrap(), class);
+        for wrong in [r#"{ "time_limit": -1 }"#, r#"{ "time_limit": "5s" }"#, r#"{ "timelimit": 5 }"#] {
+            assert!(serde_json::from_str::<Class>(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -415,3 +415,101 @@ async fn slots_that_find_their_number_never_stand_still() {
     }
     assert!(Instant::now() < until + Duration::from_secs(5), "{:?} {:?}", Instant::now() - until, manager);
 }
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_only_observe_change_nothing_and_are_counted() {
+    for observes in [false, true] {
+        let metrics = MemoryMetrics::default();
+        let settings = settings(8, |class| {
+            (class.max_concurrent, class.max_queued, class.max_memory_bytes) = (1, 1, 100);
+            class.rate = Some(Rate::new(0.001, 3));
+            class.time_limit = 50 * MS;
+            if observes {
+                class.observe_only = Rule::ALL.to_vec();
+            }
+        });
+        let manager = Manager::with_metrics(settings, &metrics);
+        let read = Submission::read("high").memory(60);
+        let begun = |entry: Result<Permit>| entry.is_ok();
+        // Far more memory than there may ever be.
+        assert_eq!(begun(manager.acquire(&read.clone().memory(1000)).await), observes);
+        let first = manager.acquire(&read).await.unwrap();
+        let mut second = Box::pin(manager.acquire(&read));
+        let second_begins = futures_poll(second.as_mut()).await;
+        assert_eq!(second_begins.is_some(), observes);
+        let mut third = Box::pin(manager.acquire(&read));
+        let third_ends = futures_poll(third.as_mut()).await;
+        // One waits already; or else it begins, and comes too often.
+        assert_eq!(begun(third_ends.unwrap()), observes);
+        drop((first, second_begins));
+        drop((second, third));
+        let long = manager.run(&read, |_| takes(600 * MS)).await;
+        assert_eq!(long.is_ok(), observes);
+        let of =
+            |rule: &str| metrics.counter_value("mongo_workload_observed_total", &[("class", "high"), ("rule", rule)]).unwrap();
+        let counted = ["concurrency", "memory", "rate", "time_limit"].map(|rule| of(rule) > 0);
+        assert_eq!(counted, [observes; 4]);
+        assert_eq!(of("slots"), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_that_only_observe_hold_nobody_up() {
+    let metrics = MemoryMetrics::default();
+    let manager = Manager::with_metrics(settings(2, |_| {}).with_observed_slots(), &metrics);
+    let read = Submission::read("low");
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        all.push(manager.acquire(&read).await.unwrap());
+    }
+    let would = metrics.counter_value("mongo_workload_observed_total", &[("class", "low"), ("rule", "slots")]);
+    assert_eq!((would, counts(&manager, "low")), (Some(3), (5, 0)));
+    manager.set_slots(Access::Read, NonZeroU32::MIN);
+    all.push(manager.acquire(&read).await.unwrap());
+    drop(all);
+    assert_eq!(counts(&manager, "low"), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_says_of_its_load_takes_slots_away_and_gives_them_back() {
+    let dirty = Arc::new(AtomicU32::new(0));
+    let told = Arc::clone(&dirty);
+    let signal = move || {
+        let mut load = Load::default();
+        load.dirty_cache = f64::from(told.load(Relaxed)) / 100.0;
+        Some(load)
+    };
+    let metrics = MemoryMetrics::default();
+    let manager = Manager::with_metrics(settings(10, |_| {}).with_load_signal(Arc::new(signal)), &metrics);
+    let look = || async {
+        sleep(300 * MS).await;
+        drop(manager.acquire(&Submission::read("low")).await.unwrap());
+        let gauge = metrics.gauge_value("mongo_workload_slots", &[("access", "write")]);
+        (manager.slots(Access::Read).total, manager.slots(Access::Write).total, gauge)
+    };
+    assert_eq!(look().await, (10, 10, Some(10.0)));
+    dirty.store(30, Relaxed);
+    assert_eq!(look().await, (3, 3, Some(3.0)));
+    dirty.store(4, Relaxed);
+    assert_eq!(look().await, (10, 10, Some(10.0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_done_in_time_any_more_is_not_begun() {
+    let manager = manager(1);
+    let scan = Submission::read("low").shape("scan");
+    manager.run(&scan, |_| takes(400 * MS)).await.unwrap();
+    let holder = manager.acquire(&Submission::read("critical")).await.unwrap();
+    let begun = AtomicU32::new(0);
+    let work = |_| {
+        begun.fetch_add(1, Relaxed);
+        takes(400 * MS)
+    };
+    let waits = scan.within(1000 * MS);
+    let waiting = manager.run(&waits, work);
+    let (ended, ()) = tokio::join!(waiting, async {
+        sleep(700 * MS).await;
+        drop(holder);
+    });
+    assert_eq!((ended.unwrap_err().kind(), begun.load(Relaxed)), (ErrorKind::Timeout, 0), "300 ms are too little for it");
+}
