@@ -273,11 +273,11 @@ impl Load {
             let at = |ledger: &Ledger, percent| Ledger::percentile(&ledger.latencies, percent);
             Protection {
                 door,
-                idle_p50: of(&|(idle, ..)| at(idle, 50.0)),
-                idle_p99: of(&|(idle, ..)| at(idle, 99.0)),
-                busy_p50: of(&|(_, busy, _)| at(busy, 50.0)),
-                busy_p99: of(&|(_, busy, _)| at(busy, 99.0)),
-                busy_over_idle_p99: of(&|(idle, busy, _)| at(busy, 99.0) / at(idle, 99.0)),
+                idle_p50: of(&|(idle, ..)| at(idle, 50)),
+                idle_p99: of(&|(idle, ..)| at(idle, 99)),
+                busy_p50: of(&|(_, busy, _)| at(busy, 50)),
+                busy_p99: of(&|(_, busy, _)| at(busy, 99)),
+                busy_over_idle_p99: of(&|(idle, busy, _)| at(busy, 99) / at(idle, 99)),
                 unserved_percent: of(&|(_, busy, _)| {
                     let without = (busy.unfinished + busy.refused + busy.timed_out + busy.failed) as f64;
                     without * 100.0 / (without + busy.latencies.len() as f64)

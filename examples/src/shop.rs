@@ -172,10 +172,10 @@ pub struct Ledger {
 
 impl Ledger {
     /// The value below which so many percent lie; 0 of nothing.
-    pub fn percentile(values: &[f64], percent: f64) -> f64 {
+    pub fn percentile(values: &[f64], percent: usize) -> f64 {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let place = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
+        let place = (sorted.len() * percent).div_ceil(100);
         sorted.get(place.saturating_sub(1).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0.0)
     }
 

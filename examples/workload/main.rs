@@ -157,10 +157,10 @@ fn row(traffic: Traffic, ledger: &Ledger, busy: f64) -> Row {
         timed_out: ledger.timed_out,
         failed: ledger.failed,
         share_percent: if busy > 0.0 { ledger.busy * 100.0 / busy } else { 0.0 },
-        wait_p50_ms: Ledger::percentile(&ledger.waits, 50.0),
-        wait_p99_ms: Ledger::percentile(&ledger.waits, 99.0),
-        latency_p50_ms: Ledger::percentile(&ledger.latencies, 50.0),
-        latency_p99_ms: Ledger::percentile(&ledger.latencies, 99.0),
+        wait_p50_ms: Ledger::percentile(&ledger.waits, 50),
+        wait_p99_ms: Ledger::percentile(&ledger.waits, 99),
+        latency_p50_ms: Ledger::percentile(&ledger.latencies, 50),
+        latency_p99_ms: Ledger::percentile(&ledger.latencies, 99),
     }
 }
 

@@ -84,7 +84,7 @@ impl Background {
             }
             let held = began.elapsed();
             let wait = match gate.check(self.work) {
-                Verdict::Hold(wait) if held < LONGEST_HOLD => wait.clamp(SHORTEST_HOLD, LONGEST_HOLD - held),
+                Verdict::Hold(wait) if held < LONGEST_HOLD => wait.max(SHORTEST_HOLD).min(LONGEST_HOLD - held),
                 _ => return Ok(held),
             };
             tokio::select! {
@@ -134,6 +134,9 @@ mod tests {
         assert_eq!(held(u32::MAX, Duration::from_secs(4)).pass(&cancel).await.unwrap(), LONGEST_HOLD);
         assert_eq!(held(u32::MAX, Duration::MAX).pass(&cancel).await.unwrap(), LONGEST_HOLD);
         assert!(held(u32::MAX, Duration::ZERO).pass(&cancel).await.unwrap() >= LONGEST_HOLD);
+        // The last hold is shorter than the shortest.
+        let odd = held(u32::MAX, Duration::from_micros(9_999_500)).pass(&cancel).await.unwrap();
+        assert!(odd >= LONGEST_HOLD && odd < LONGEST_HOLD + Duration::from_millis(5), "{odd:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -59,7 +59,10 @@ impl Hasher for IsHash {
 
 impl Costs {
     pub(crate) fn key(&self, class: ClassIndex, access: Access, shape: &str) -> ShapeKey {
-        ShapeKey(self.hasher.hash_one((class, access, shape)))
+        let own = self.hasher.hash_one((class, access, shape));
+        // Beyond that somebody makes shapes out of values, and all that is new is taken for alike.
+        let is_told_apart = self.by_shape.len() < MOST_SHAPES || self.by_shape.contains_key(&own);
+        ShapeKey(if is_told_apart { own } else { self.hasher.hash_one((class, access)) })
     }
 
     /// What the next one will cost. What was never seen is taken for cheap: it is put right when it ends.
@@ -71,8 +74,7 @@ impl Costs {
         let took = micros(took);
         if let Some(shape) = self.by_shape.get_mut(&key.0) {
             shape.average += (took - shape.average) * WEIGHT_OF_NEW;
-        } else if self.by_shape.len() < MOST_SHAPES {
-            // Beyond that somebody makes shapes out of values, and all that is new stays unknown.
+        } else {
             self.by_shape.insert(key.0, Shape { average: took, relative: None, count: 0, took: 0.0 });
         }
     }
@@ -174,7 +176,10 @@ mod tests {
             let key = key(&costs, &shape.to_string());
             costs.learn(key, Duration::from_millis(1));
         }
-        assert_eq!(costs.by_shape.len(), MOST_SHAPES);
+        // And one for all that came later.
+        assert_eq!(costs.by_shape.len(), MOST_SHAPES + 1);
+        let late = key(&costs, "came too late");
+        assert!((costs.expected(late) - 1000.0).abs() < 1.0 && costs.count(late, Access::Read, Duration::from_millis(1)));
     }
 
     #[test]

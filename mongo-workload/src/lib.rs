@@ -11,6 +11,7 @@ mod manager;
 mod operations;
 mod permit;
 mod rate;
+mod route;
 mod schedule;
 mod submission;
 
@@ -21,5 +22,6 @@ pub use limit::AdaptiveSlots;
 pub use load::{Load, LoadSignal, Tickets};
 pub use manager::{ClassStatus, Limits, Manager, ManagerSettings, SlotPolicy, Slots};
 pub use permit::Permit;
+pub use route::{MemberRole, MemberState, ReadRoute, ReadRouter, ReadToken, RouterSettings, Target, Tier};
 pub use schedule::Access;
 pub use submission::Submission;

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::schedule::Access;
+use crate::{limit::whole, schedule::Access};
 
 /// Tells how busy a server is, as somebody else finds out: a monitor of the host's, or the host itself.
 ///
@@ -84,7 +84,7 @@ impl Load {
         if access == Access::Write && self.lag > LAG {
             share = share.min(LAG.as_secs_f64() / self.lag.as_secs_f64());
         }
-        let mut allowed = (f64::from(slots) * share.max(0.3)) as u32;
+        let mut allowed = whole(f64::from(slots) * share.max(0.3));
         if tickets.waiting > 0 && tickets.out > 0 {
             allowed = allowed.min(tickets.out);
         }

@@ -3,26 +3,32 @@
 use std::time::Duration;
 
 use mongo_core::{
-    Result,
+    Error, ErrorKind, Result,
     bson::{Bson, Document, doc, oid::ObjectId},
     mongodb::{
         Client, Collection, Database,
+        action::Action as _,
         options::{AggregateOptions, FindOptions, SelectionCriteria},
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{runtime::Handle, time::sleep};
+use tokio::{
+    runtime::Handle,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use crate::{
     job::Job,
     manager::{Limits, Manager},
+    route::member::{Whereabouts, only, whereabouts},
     submission::Submission,
 };
 
 /// Operations that keep to the [`Limits`] of their class by themselves.
 ///
-/// Each is found on the server by its comment, which nothing else has. If its [`Job`] is cancelled or dropped, or its time is over, while the server is at work, it is killed there; nobody
-/// needs a privilege to kill operations of its own. Results are in memory as a whole: limit them, and say with [`Submission::memory`] how much that may be.
+/// Each is found on the server by its comment, which nothing else has. If its [`Job`] is cancelled or dropped, or its time is over, while a server or the members of a set are at work on it, it is
+/// killed there; nobody needs a privilege to kill operations of its own. Behind a router it ends by its time limit. Results are in memory as a whole: limit them, and say with [`Submission::memory`] how much that may be.
 impl Manager {
     /// Submits a find and collects what it finds. Of `options`, time and comment are those of the class, and so is the batch size where there is none.
     ///
@@ -180,24 +186,59 @@ impl Drop for OnServer {
     }
 }
 
-/// Kills what has this comment, until there is nothing of it, a few times: it may be on its way still.
+/// Kills what has this comment, on whichever member it is.
 async fn kill(client: &Client, comment: &str) -> Result<()> {
+    match whereabouts(client, LOOKS_FOR).await? {
+        Whereabouts::Single => kill_at(client, None, comment).await,
+        Whereabouts::Set(addresses) => {
+            let mut members = JoinSet::new();
+            for address in addresses {
+                let (client, comment) = (client.clone(), comment.to_owned());
+                members.spawn(async move { kill_at(&client, Some(only(&address)?), &comment).await });
+            }
+            // A member that is down has nothing under way. The others count.
+            let mut result = Ok(());
+            while let Some(done) = members.join_next().await {
+                match done? {
+                    Err(error) if error.kind() == ErrorKind::Unauthorized => result = Err(error),
+                    _ => {}
+                }
+            }
+            result
+        }
+        // Which of several routers has it the client does not tell, and the numbers of operations are each router's own.
+        Whereabouts::Router => Err(Error::new(ErrorKind::Unsupported, "operations behind a router end by their time limit")),
+    }
+}
+
+/// Kills what has this comment on one member, until there is nothing of it, a few times: it may be on its way still. Both commands go to the same member: numbers of operations mean something else
+/// on another, and the driver sends a command to the primary unless it is told otherwise.
+async fn kill_at(client: &Client, member: Option<SelectionCriteria>, comment: &str) -> Result<()> {
     let admin = client.database("admin");
     for look in 0..LOOKS {
         let mine = [
             doc! { "$currentOp": { "allUsers": false, "idleCursors": true } },
             doc! { "$match": { "$or": [{ "command.comment": comment }, { "cursor.originatingCommand.comment": comment }] } },
         ];
-        let mut found = admin.aggregate(mine).max_time(LOOKS_FOR).await?;
-        let mut any = false;
-        while found.advance().await? {
-            let operation = found.deserialize_current()?;
-            if let Some(id) = operation.get("opid") {
-                any = true;
-                admin.run_command(doc! { "killOp": 1, "op": id.clone() }).await?;
+        let look_for = admin
+            .aggregate(mine)
+            .max_time(LOOKS_FOR)
+            .optional(member.clone(), |look_for, member| look_for.selection_criteria(member));
+        let look_for = async {
+            let mut found = look_for.await?;
+            let mut operations = Vec::new();
+            while found.advance().await? {
+                operations.push(found.deserialize_current()?);
             }
+            Ok::<_, Error>(operations)
+        };
+        let operations =
+            timeout(LOOKS_FOR, look_for).await.map_err(|_| Error::new(ErrorKind::Timeout, "a member does not answer"))??;
+        for id in operations.iter().filter_map(|operation| operation.get("opid")) {
+            let kill = admin.run_command(doc! { "killOp": 1, "op": id.clone() });
+            kill.optional(member.clone(), |kill, member| kill.selection_criteria(member)).await?;
         }
-        if !any && look > 0 {
+        if operations.is_empty() && look > 0 {
             return Ok(());
         }
         sleep(BETWEEN_LOOKS).await;

@@ -228,8 +228,9 @@ impl Inner {
             refuse(Rule::Rate, RefusedFor::Rate, error.with_context("welcome again in ms", wait.as_millis() + 1))?;
         }
         let id = state.scheduler.arrive(now, request);
-        if self.class(class).reserved > 0 {
-            // It has a claim again.
+        let is_trying = matches!(&state.limits[access.position()], SlotLimit::Adaptive(controller) if controller.is_trying());
+        if is_trying || self.class(class).reserved > 0 {
+            // It has a claim again, or a trial may be over though nothing ends.
             told.adjust(state, access, now);
         }
         Ok((id, shape))
@@ -255,13 +256,6 @@ impl Inner {
             Access::ALL.into_iter().for_each(|access| told.adjust(&mut state, access, now));
             self.begin_all(&mut state, Instant::now(), None, &mut told);
         }
-        self.deliver(told);
-    }
-
-    /// Begins what may begin by now.
-    pub(crate) fn begin_what_may(self: &Arc<Self>) {
-        let mut told = Told::default();
-        self.begin_all(&mut self.state(), Instant::now(), None, &mut told);
         self.deliver(told);
     }
 
@@ -304,26 +298,30 @@ impl Inner {
                 self.end(Instant::now(), held, None, &mut told);
             }
         }
+        let of_class = |class: ClassIndex, tell: &dyn Fn(&ClassInstruments)| {
+            if let Some(instruments) = self.instruments.of(class.0) {
+                tell(instruments);
+            }
+        };
         for observed in told.observed {
             match observed {
-                Observed::Began(class, waited) => self.instruments.of(class.0).map(|instruments| instruments.began(waited)),
-                Observed::Served(class, took) => self.instruments.of(class.0).map(|instruments| instruments.served(took)),
-                Observed::Counts(class, number, counts) => {
-                    self.instruments.of(class.0).map(|instruments| instruments.counts(number, counts))
-                }
-                Observed::Would(class, rule) => self.instruments.of(class.0).map(|instruments| instruments.would(rule)),
-                Observed::WouldWait(class) => self.instruments.of(class.0).map(ClassInstruments::would_wait),
-                Observed::Slots(access, slots) => Some(self.instruments.slots(access, slots)),
-            };
+                Observed::Began(class, waited) => of_class(class, &|instruments| instruments.began(waited)),
+                Observed::Served(class, took) => of_class(class, &|instruments| instruments.served(took)),
+                Observed::Counts(class, number, counts) => of_class(class, &|instruments| instruments.counts(number, counts)),
+                Observed::Would(class, rule) => of_class(class, &|instruments| instruments.would(rule)),
+                Observed::WouldWait(class) => of_class(class, &ClassInstruments::would_wait),
+                Observed::Slots(access, slots) => self.instruments.slots(access, slots),
+            }
         }
     }
 
     /// Gives a slot back, and to the next.
     fn release(self: &Arc<Self>, now: Instant, held: Held, took: Option<Duration>) {
-        self.heed_load();
         let mut told = Told::default();
         self.end(now, held, took, &mut told);
         self.deliver(told);
+        // Last: it is a host's code.
+        self.heed_load();
     }
 
     fn end(self: &Arc<Self>, instant: Instant, held: Held, took: Option<Duration>, told: &mut Told) {
@@ -332,7 +330,10 @@ impl Inner {
         let mut guard = self.state();
         let state = &mut *guard;
         if let Some(took) = took {
-            state.costs.learn(held.shape, took);
+            // How long it takes to fail says nothing of how long it takes; that it took at least so long does.
+            if held.fared == Fared::Well || held.fared == Fared::Late && micros(took) > state.costs.expected(held.shape) {
+                state.costs.learn(held.shape, took);
+            }
             told.observed.push(Observed::Served(class, took));
             if held.begun.waited + took > self.class(class).time_limit && !self.class(class).enforces(Rule::TimeLimit) {
                 told.observed.push(Observed::Would(class, Rule::TimeLimit));

@@ -47,9 +47,9 @@ impl Submission {
         self
     }
 
-    /// Bytes that it will need, counted against the budget of its class. Default 0.
+    /// Bytes that it will need, counted against the budget of its class; a petabyte at most. Default 0.
     pub fn memory(mut self, bytes: u64) -> Self {
-        self.memory_bytes = bytes;
+        self.memory_bytes = bytes.min(1 << 50);
         self
     }
 

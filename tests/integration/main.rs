@@ -48,6 +48,7 @@ mod replay;
 mod restore_modes;
 mod resume;
 mod rewriting;
+mod routing;
 mod sharded;
 mod support;
 mod transfer;

@@ -245,14 +245,15 @@ async fn a_backup_and_a_restore_ask_at_the_gate_before_each_batch() {
     fill(&deployment, &database, "c", 20_000).await;
     let repository = Repository::open_or_init(MemoryArchive::new(), Key::unencrypted()).await.unwrap();
     let gate = Arc::new(Counting::default());
-    let backup = Backup::builder(&deployment, &repository).namespaces(&database).gate(gate.clone()).build().unwrap();
+    let backup =
+        Backup::builder(&deployment, &repository).namespaces(&database).gate(Arc::<Counting>::clone(&gate)).build().unwrap();
     assert_eq!(backup.run().await.unwrap().documents, 20_000);
     let asked = std::mem::take(&mut *gate.0.lock().unwrap());
     assert!(asked.len() >= 3 && asked.iter().all(|work| work == "backup"), "{asked:?}");
     let restore = Restore::builder(&repository, SnapshotChoice::Latest)
         .into(&deployment)
         .rename(&format!("{database}.*"), &format!("{database}_copy.*"))
-        .gate(gate.clone())
+        .gate(Arc::<Counting>::clone(&gate))
         .build()
         .unwrap();
     assert!(restore.run().await.unwrap().is_complete());

@@ -28,7 +28,7 @@ pub struct AdaptiveSlots {
     pub least: NonZeroU32,
     /// At the beginning. Default 8.
     pub initial: NonZeroU32,
-    /// Never more. Default 50: those for reads and those for writes are then as many as a client of the driver has connections to a server (`maxPoolSize`), so that
+    /// Never more, unless more are reserved. Default 50: those for reads and those for writes are then as many as a client of the driver has connections to a server (`maxPoolSize`), so that
     /// nobody waits in the driver, where there are no classes.
     pub most: NonZeroU32,
 }
@@ -102,8 +102,9 @@ pub(crate) struct Controller {
     /// Trials one after the other that found nothing, and how slow everything was when the last of them began.
     vain_trials: u32,
     vain_at: f64,
-    /// When the last trial ended.
+    /// When the last trial ended, and how many windows have ended since.
     tried: Duration,
+    windows: u32,
     grow_after: Duration,
     /// How often it went down, one time after the other, without having grown twice.
     vain_growth: u32,
@@ -124,6 +125,8 @@ struct Trial {
     half: u32,
     /// How slow everything was then.
     slowness: f64,
+    /// How long operations took then.
+    took: Duration,
     until: Duration,
 }
 
@@ -139,6 +142,8 @@ struct Window {
     since: Duration,
     count: u32,
     late: u32,
+    /// All of them together.
+    took: Duration,
     /// The most that were under way.
     peak: u32,
     others_waited: bool,
@@ -161,6 +166,7 @@ impl Controller {
             vain_trials: 0,
             vain_at: 0.0,
             tried: Duration::ZERO,
+            windows: 0,
             grow_after: Duration::ZERO,
             vain_growth: 0,
         }
@@ -169,19 +175,37 @@ impl Controller {
     /// How many may be under way.
     pub(crate) fn slots(&self) -> u32 {
         match self.phase {
-            Phase::Steady => (self.limit as u32).max(self.floor),
+            Phase::Steady => whole(self.limit).max(self.floor),
             Phase::Emptying(trial) | Phase::Trying(trial) => trial.half.max(self.floor),
         }
     }
 
-    /// Sets that there are no fewer than so many for now, whatever comes out: but never more than the settings allow.
+    /// Sets that there are no fewer than so many for now, whatever comes out.
     pub(crate) fn set_floor(&mut self, floor: u32) {
-        self.floor = floor.clamp(self.settings.least.get(), self.settings.most.get().max(self.settings.least.get()));
+        self.floor = floor.max(self.settings.least.get());
     }
 
-    fn trial(&self, now: Duration, of: f64, slowness: f64) -> Trial {
-        let half = ((of / 2.0) as u32).max(self.floor).max(1);
-        Trial { of, half, slowness, until: now + LONGEST_TRIAL }
+    /// A trial that begins by waiting until no more than half are under way: not for long, as nobody begins meanwhile, and some may be under way for minutes.
+    fn trial(&self, now: Duration, of: f64, slowness: f64, took: Duration) -> Trial {
+        let half = whole(of / 2.0).max(self.floor).max(1);
+        Trial { of, half, slowness, took, until: now + (took * 3).clamp(SHORTEST_TRIAL, LONGEST_TRIAL) }
+    }
+
+    /// Ends a trial that takes too long. To be called now and then also when nothing ends.
+    pub(crate) fn tick(&mut self, now: Duration, costs: &mut Costs) {
+        if let Phase::Emptying(trial) | Phase::Trying(trial) = self.phase
+            && now >= trial.until
+        {
+            // So slow, or so seldom, that it would be half as many for too long. It stays unknown whether that is usual, so it is; else nothing would ever change again.
+            self.phase = Phase::Steady;
+            self.usual = Some(trial.slowness);
+            self.was_vain(now, trial);
+            self.measure_anew(now, costs);
+        }
+    }
+
+    pub(crate) fn is_trying(&self) -> bool {
+        self.phase != Phase::Steady
     }
 
     /// Learns from an operation that has ended. [`slots`](Self::slots) may be another number then.
@@ -190,17 +214,10 @@ impl Controller {
         self.window.others_waited |= ended.others_wait;
         match self.phase {
             Phase::Emptying(trial) if ended.running.saturating_sub(1) <= self.slots() => {
-                self.phase = Phase::Trying(trial);
+                self.phase = Phase::Trying(Trial { until: now + LONGEST_TRIAL, ..trial });
                 self.measure_anew(now, costs);
             }
-            Phase::Emptying(trial) | Phase::Trying(trial) if now >= trial.until => {
-                // So slow, or so seldom, that it would be half as many for too long.
-                self.phase = Phase::Steady;
-                self.tried = now;
-                self.was_vain(now, trial);
-                self.measure_anew(now, costs);
-            }
-            _ => {}
+            _ => self.tick(now, costs),
         }
         if ended.began < self.since || matches!(self.phase, Phase::Emptying(_)) {
             return;
@@ -211,7 +228,10 @@ impl Controller {
                 self.window.count += 1;
                 self.window.late += 1;
             }
-            Fared::Well => self.window.count += u32::from(costs.count(ended.shape, self.access, ended.took)),
+            Fared::Well => {
+                self.window.count += u32::from(costs.count(ended.shape, self.access, ended.took));
+                self.window.took += ended.took;
+            }
             Fared::Unknown => {}
         }
         if self.window.count >= ENOUGH && now >= self.window.since + SHORTEST_WINDOW {
@@ -227,17 +247,19 @@ impl Controller {
 
     fn decide(&mut self, now: Duration, window: Window, slowness: f64, costs: &mut Costs) {
         if let Phase::Trying(trial) = self.phase {
-            self.tried = now;
             self.phase = self.conclude(now, trial, slowness);
             return self.measure_anew(now, costs);
         }
+        self.windows = self.windows.saturating_add(1);
+        let took = window.took / window.count.max(1);
         let usual = self.usual.unwrap_or(slowness);
         let ratio = slowness / usual;
         let peak = f64::from(window.peak);
         // What is kept for somebody may be empty.
-        let is_full = window.others_waited && window.peak.saturating_add(self.floor - 1) >= self.limit as u32;
+        let is_full = window.others_waited && window.peak.saturating_add(self.floor - 1) >= whole(self.limit);
         // Faster than usual although there is no room left: how much faster it would be with room is not known any more. And what was found out once does not hold for ever.
-        let is_outdated = is_full && (self.usual.is_none() || ratio * SUSPICIOUS < 1.0 || now >= self.tried + LONGEST_BELIEF);
+        let is_old = now >= self.tried + LONGEST_BELIEF && self.windows >= SHORTEST_BELIEF;
+        let is_outdated = is_full && (self.usual.is_none() || ratio * SUSPICIOUS < 1.0 || is_old);
         // Faster is believed at once, or nearly: a window is a sample. Slower only as far as the world changes slowly, unless it is tried out.
         let drift = if ratio < 1.0 {
             ratio.max(0.25).sqrt()
@@ -253,7 +275,7 @@ impl Controller {
             // Fewer cannot be tried.
             self.usual = Some(slowness);
         } else if is_outdated || is_suspicious && (now >= self.trial_after || slowness > self.vain_at * SUSPICIOUS) {
-            self.phase = Phase::Emptying(self.trial(now, of, slowness));
+            self.phase = Phase::Emptying(self.trial(now, of, slowness, took));
             return self.measure_anew(now, costs);
         } else if is_suspicious {
             self.growth = SLOWEST;
@@ -274,6 +296,7 @@ impl Controller {
 
     /// Half as many took this long.
     fn conclude(&mut self, now: Duration, trial: Trial, slowness: f64) -> Phase {
+        (self.tried, self.windows) = (now, 0);
         let slower = trial.slowness / slowness;
         let worthless = trial.scaled(WORTHLESS);
         if slower <= worthless {
@@ -288,13 +311,14 @@ impl Controller {
         if slower > trial.scaled(FULL) && trial.half > self.floor {
             // They wait for each other as well: further down at once.
             self.lower_to(half);
-            return Phase::Emptying(self.trial(now, half, slowness));
+            return Phase::Emptying(self.trial(now, half, slowness, trial.took));
         }
         self.lower_to((trial.of * worthless / slower).max(half));
         Phase::Steady
     }
 
     fn was_vain(&mut self, now: Duration, trial: Trial) {
+        (self.tried, self.windows) = (now, 0);
         self.vain_at = trial.slowness;
         self.vain_trials = (self.vain_trials + 1).min(6);
         self.trial_after = now + BETWEEN_TRIALS * self.vain_trials;
@@ -326,6 +350,12 @@ impl Controller {
     }
 }
 
+/// So many whole slots.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates, and a part of a slot is none")]
+pub(crate) fn whole(slots: f64) -> u32 {
+    slots as u32
+}
+
 /// Operations that a window has at least.
 const ENOUGH: u32 = 10;
 const SHORTEST_WINDOW: Duration = Duration::from_millis(250);
@@ -341,10 +371,14 @@ const BACK_OFF: f64 = 0.7;
 const SLOWEST: f64 = 0.1;
 const FASTEST: f64 = 1.0;
 const LONGEST_TRIAL: Duration = Duration::from_secs(5);
+/// Of waiting until no more than half are under way: three times as long as they take, but not less than this.
+const SHORTEST_TRIAL: Duration = Duration::from_millis(500);
 /// After trials that found nothing, times their number.
 const BETWEEN_TRIALS: Duration = Duration::from_secs(5);
 /// Where all slots are wanted, a trial is made at least so often.
 const LONGEST_BELIEF: Duration = Duration::from_secs(10);
+/// In windows: between two trials of slow operations the limit can change.
+const SHORTEST_BELIEF: u32 = 4;
 /// After it went down the limit does not grow for so long, and for so many times that if it grows in vain.
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: u32 = 3;

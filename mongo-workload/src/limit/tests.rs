@@ -47,8 +47,12 @@ impl Simulation {
         }
     }
 
+    fn under_way(&self) -> u32 {
+        u32::try_from(self.running.len()).unwrap()
+    }
+
     fn begin_all(&mut self) {
-        while (self.running.len() as u32) < self.controller.slots().min(self.clients) {
+        while self.under_way() < self.controller.slots().min(self.clients) {
             let mut pick = self.random.u32(0..self.shapes.iter().map(|(.., often)| often).sum());
             let (name, takes, _) = *self
                 .shapes
@@ -64,7 +68,7 @@ impl Simulation {
             let random = 1.0 + self.noise * (self.random.f64() * 2.0 - 1.0);
             let mut took = takes.mul_f64(busy * random).max(Duration::from_micros(1));
             let mut fared = Fared::Well;
-            if self.most_at_once.is_some_and(|most| self.running.len() as u32 >= most) {
+            if self.most_at_once.is_some_and(|most| self.under_way() >= most) {
                 (took, fared) = (Duration::from_micros(200), Fared::Overload);
             } else if took > self.timeout {
                 (took, fared) = (self.timeout, Fared::Late);
@@ -87,7 +91,7 @@ impl Simulation {
                 self.costs.learn(shape, took);
                 self.done += 1;
             }
-            let running = self.running.len() as u32 + 1;
+            let running = self.under_way() + 1;
             let ended = Ended { shape, began, took, fared, running, others_wait: running < self.clients };
             self.controller.ended(self.now, ended, &mut self.costs);
         }
@@ -191,6 +195,28 @@ fn more_than_are_wanted_are_not_believed_to_be_possible() {
     let mut simulation = Simulation::new(100.0, 4);
     simulation.run(60 * SECOND);
     assert!(simulation.controller.slots() <= 8, "{:?}", simulation.controller);
+}
+
+#[test]
+fn a_trial_ends_also_when_nothing_else_does() {
+    let mut simulation = Simulation::new(8.0, 100);
+    simulation.run(10 * SECOND);
+    let trial = simulation.controller.trial(simulation.now, 8.0, 1.0, Duration::from_millis(4));
+    simulation.controller.phase = Phase::Emptying(trial);
+    assert_eq!(simulation.controller.slots(), 4);
+    simulation.controller.tick(simulation.now + Duration::from_millis(400), &mut simulation.costs);
+    assert_eq!(simulation.controller.slots(), 4);
+    simulation.controller.tick(simulation.now + Duration::from_millis(500), &mut simulation.costs);
+    assert!(simulation.controller.slots() > 4 && !simulation.controller.is_trying());
+}
+
+#[test]
+fn where_operations_are_slow_the_limit_still_finds_its_way() {
+    let mut simulation = Simulation::new(50.0, 200);
+    simulation.shapes[0].1 = 2 * SECOND;
+    simulation.controller = Controller::new(Access::Read, AdaptiveSlots::default().with_initial(NonZeroU32::MIN));
+    simulation.run(600 * SECOND);
+    assert!(simulation.controller.limit > 25.0, "{:?}", simulation.controller);
 }
 
 proptest! {

@@ -6,6 +6,7 @@ mod tests;
 use std::{
     collections::HashMap,
     num::NonZeroU32,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -167,22 +168,24 @@ pub(crate) struct State {
 
 #[derive(Debug)]
 pub(crate) enum SlotLimit {
-    Adaptive(Controller),
+    Adaptive(Box<Controller>),
     Fixed(u32),
 }
 
 impl State {
     /// How many slots there are of a kind. Gives the number if it is another one than before.
     pub(crate) fn adjust(&mut self, access: Access, now: Duration) -> Option<u32> {
-        let slots = match &mut self.limits[access.position()] {
+        let (slots, floor) = match &mut self.limits[access.position()] {
             SlotLimit::Adaptive(controller) => {
                 // Beside those that are kept for somebody there is always one for everybody.
-                controller.set_floor(self.scheduler.reserved(access, now).saturating_add(1));
-                controller.slots()
+                let floor = self.scheduler.reserved(access, now).saturating_add(1);
+                controller.set_floor(floor);
+                controller.tick(now, &mut self.costs);
+                (controller.slots(), floor)
             }
-            SlotLimit::Fixed(slots) => *slots,
+            SlotLimit::Fixed(slots) => (*slots, 1),
         };
-        let slots = self.load.map_or(slots, |load| load.allows(access, slots));
+        let slots = self.load.map_or(slots, |load| load.allows(access, slots)).max(floor);
         let before = self.scheduler.limit(access);
         self.scheduler.set_limit(access, slots);
         (slots != before).then_some(slots)
@@ -242,7 +245,7 @@ impl Manager {
     pub fn with_metrics(settings: ManagerSettings, metrics: &dyn MetricsSink) -> Self {
         let ManagerSettings { classes, slots, observe_slots, load, retry } = settings;
         let limits = Access::ALL.map(|access| match slots {
-            SlotPolicy::Adaptive(bounds) if !observe_slots => SlotLimit::Adaptive(Controller::new(access, bounds)),
+            SlotPolicy::Adaptive(bounds) if !observe_slots => SlotLimit::Adaptive(Box::new(Controller::new(access, bounds))),
             SlotPolicy::Adaptive(bounds) => SlotLimit::Fixed(bounds.initial.get()),
             SlotPolicy::Fixed(slots) => SlotLimit::Fixed(slots.get()),
         });
@@ -464,14 +467,16 @@ impl Inner {
     /// Asks how busy the server is, if it is time to.
     pub(crate) fn heed_load(self: &Arc<Self>) {
         let Some(signal) = &self.load else { return };
-        let now = self.now().as_micros() as u64;
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let now = micros(self.now());
         let due = self.load_due.load(Relaxed);
-        let next = now + HEED_LOAD_EVERY.as_micros() as u64;
+        let next = now.saturating_add(micros(HEED_LOAD_EVERY));
         // One of all who come by now.
         if now < due || self.load_due.compare_exchange(due, next, Relaxed, Relaxed).is_err() {
             return;
         }
-        let load = signal.load();
+        // Its panic is printed like any other; here it is that nothing is known.
+        let load = catch_unwind(AssertUnwindSafe(|| signal.load())).unwrap_or(None);
         self.state().load = load;
         self.adjust_all();
     }
@@ -497,15 +502,18 @@ impl Inner {
                 Ok(Err(_)) => return Err(Error::internal("a waiting operation was forgotten")),
                 Err(_) if look_again < place.deadline => {
                     look_again = Instant::now() + RESERVED_FOR;
-                    self.begin_what_may();
+                    self.adjust_all();
                 }
                 Err(_) => return Err(self.too_late(class, "the operation's time was up before its turn came")),
             }
         };
-        let enforces = self.class(class).enforces(Rule::Deadline);
-        if Instant::now() >= permit.deadline() || enforces && !permit.is_in_time() {
+        let (is_over, is_in_time) = (Instant::now() >= permit.deadline(), permit.is_in_time());
+        if is_over || !is_in_time && self.class(class).enforces(Rule::Deadline) {
             permit.give_back_unused();
             return Err(self.too_late(class, "too little of the operation's time was left when its turn came"));
+        }
+        if !is_in_time && let Some(instruments) = self.instruments.of(class.0) {
+            instruments.would(Rule::Deadline);
         }
         Ok(permit)
     }

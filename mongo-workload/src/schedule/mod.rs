@@ -257,15 +257,18 @@ impl Scheduler {
             }
             let candidate = Candidate { access, position, since: head.since, aged: false };
             let aged_at = head.since.saturating_add(class.ages_after);
-            if aged_at <= now && free > 0 && oldest.is_none_or(|(oldest, _)| aged_at < oldest) {
-                oldest = Some((aged_at, Candidate { aged: true, ..candidate }));
-            }
             // What is kept for itself is its own. What is kept for others is not, but never are all slots kept, also where there are fewer than
             // classes have reserved.
             let own = u64::from(self.kept_for(pool, position, now));
             let may_have_one = own > 0 || free > (kept - own).min(u64::from(pool.limit) - 1);
-            if may_have_one && fairest.is_none_or(|(least, _)| flow.virtual_time < least) {
+            if !may_have_one {
+                continue;
+            }
+            if fairest.is_none_or(|(least, _)| flow.virtual_time < least) {
                 fairest = Some((flow.virtual_time, candidate));
+            }
+            if aged_at <= now && oldest.is_none_or(|(oldest, _)| aged_at < oldest) {
+                oldest = Some((aged_at, Candidate { aged: true, ..candidate }));
             }
         }
         match oldest {
@@ -319,7 +322,7 @@ impl Scheduler {
         let (flow, class) = (&mut pool.flows[position], &mut self.classes[position]);
         flow.left(request.cost);
         let beyond = class.beyond(request.memory_bytes);
-        let beyond_slots = pool.running >= pool.limit;
+        let beyond_slots = pool.strictness == Strictness::Observes && pool.running >= pool.limit;
         flow.virtual_time += request.cost / class.weight;
         if aged {
             pool.lane -= request.cost;
@@ -419,8 +422,12 @@ impl Scheduler {
             .map(|(_, (_, state))| state.weight)
             .sum();
         let share = self.classes[class.0].weight / weights;
-        let slots = (f64::from(pool.limit) * share).min(f64::from(self.classes[class.0].max_concurrent)).max(1.0);
-        flow.waiting_cost / slots
+        let state = &self.classes[class.0];
+        let most = if state.holds_concurrency { f64::from(state.max_concurrent) } else { f64::INFINITY };
+        let slots = (f64::from(pool.limit) * share).min(most).max(1.0);
+        // Nor does anybody wait longer than until all that waits is done, who is not held back by limits of its own.
+        let all = pool.flows.iter().map(|flow| flow.waiting_cost).sum::<f64>() / f64::from(pool.limit).min(most);
+        (flow.waiting_cost / slots).min(all)
     }
 }
 

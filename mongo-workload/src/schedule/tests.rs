@@ -252,6 +252,23 @@ fn slots_that_became_fewer_are_no_bar_to_who_has_reserved_some_of_them() {
 }
 
 #[test]
+fn what_is_reserved_is_not_for_the_aged_of_others() {
+    let mut both = classes(&[1, 1]);
+    both[0].reserved = 1;
+    both[1].ages_after = Duration::ZERO;
+    let mut simulation = Simulation::new(both, 4);
+    // It has had work a moment ago.
+    simulation.arrive(read(0, 1.0), 1.0);
+    simulation.begin_all();
+    simulation.step();
+    for _ in 0..20 {
+        simulation.arrive(read(1, 10.0), 10.0);
+    }
+    simulation.begin_all();
+    assert_eq!(simulation.scheduler.counts(ClassIndex(1)).0, 3);
+}
+
+#[test]
 fn a_reservation_does_not_put_back_who_comes_new() {
     // The first is always busy in its reserved slots, and far ahead of its share.
     let mut all = classes(&[1, 8, 8]);
