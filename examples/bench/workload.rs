@@ -47,7 +47,19 @@ pub(crate) struct EntrySettings {
 enum Part {
     /// What the till feels of five times too many reports
     Protection,
-    /// How near shares come to weights
+    /// The till alone, then with reports, and the reports.
+struct Shift {
+    idle: Ledger,
+    busy: Ledger,
+    reports: Ledger,
+}
+
+/// In milliseconds; no number where nobody was served.
+fn latency(ledger: &Ledger, percent: usize) -> f64 {
+    if ledger.latencies.is_empty() { f64::NAN } else { Ledger::percentile(&ledger.latencies, percent) }
+}
+
+/// How near shares come to weights
     Shares,
     /// What is done in time at one half to three times what the server can do
     Goodput,
@@ -251,9 +263,9 @@ impl Load {
     }
 
     async fn protection(&self, capacity: f64) -> Result<Vec<Protection>> {
-        let mut runs: Vec<Vec<(Ledger, Ledger, Ledger)>> = doors().iter().map(|_| Vec::new()).collect();
+        let mut runs: Vec<Vec<Shift>> = doors().iter().map(|_| Vec::new()).collect();
         for run in 0..self.runs as u64 {
-            for ((_, door), runs) in doors().iter().zip(&mut runs) {
+            for ((_, door), shifts) in doors().iter().zip(&mut runs) {
                 let shop = self.fresh().await?;
                 let idle = self.till(&shop, door, run).await;
                 let reports = offer(&shop, door, Traffic::Report, capacity * 5.0, self.time + WARM_UP, run);
@@ -264,25 +276,25 @@ impl Load {
                     },
                     reports
                 );
-                runs.push((idle, busy, reports));
+                shifts.push(Shift { idle, busy, reports });
                 sleep(WARM_UP).await;
             }
         }
-        let row = |((door, _), runs): ((&'static str, Door), Vec<(Ledger, Ledger, Ledger)>)| {
-            let of = |value: &dyn Fn(&(Ledger, Ledger, Ledger)) -> f64| middle(runs.iter().map(value));
-            let at = |ledger: &Ledger, percent| Ledger::percentile(&ledger.latencies, percent);
+        let row = |((door, _), shifts): (_, Vec<Shift>)| {
+            let of = |value: &dyn Fn(&Shift) -> f64| middle(shifts.iter().map(value));
             Protection {
                 door,
-                idle_p50: of(&|(idle, ..)| at(idle, 50)),
-                idle_p99: of(&|(idle, ..)| at(idle, 99)),
-                busy_p50: of(&|(_, busy, _)| at(busy, 50)),
-                busy_p99: of(&|(_, busy, _)| at(busy, 99)),
-                busy_over_idle_p99: of(&|(idle, busy, _)| at(busy, 99) / at(idle, 99)),
-                unserved_percent: of(&|(_, busy, _)| {
-                    let without = (busy.unfinished + busy.refused + busy.timed_out + busy.failed) as f64;
-                    without * 100.0 / (without + busy.latencies.len() as f64)
+                idle_p50: of(&|shift| latency(&shift.idle, 50)),
+                idle_p99: of(&|shift| latency(&shift.idle, 99)),
+                busy_p50: of(&|shift| latency(&shift.busy, 50)),
+                busy_p99: of(&|shift| latency(&shift.busy, 99)),
+                busy_over_idle_p99: of(&|shift| latency(&shift.busy, 99) / latency(&shift.idle, 99)),
+                unserved_percent: of(&|shift| {
+                    let Ledger { latencies, unfinished, refused, timed_out, failed, .. } = &shift.busy;
+                    let without = (unfinished + refused + timed_out + failed) as f64;
+                    without * 100.0 / (without + latencies.len() as f64)
                 }),
-                reports_per_second: of(&|(_, _, reports)| reports.in_time as f64 / (self.time + WARM_UP).as_secs_f64()),
+                reports_per_second: of(&|shift| shift.reports.in_time as f64 / (self.time + WARM_UP).as_secs_f64()),
             }
         };
         Ok(doors().into_iter().zip(runs).map(row).collect())
