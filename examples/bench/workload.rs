@@ -47,19 +47,7 @@ pub(crate) struct EntrySettings {
 enum Part {
     /// What the till feels of five times too many reports
     Protection,
-    /// The till alone, then with reports, and the reports.
-struct Shift {
-    idle: Ledger,
-    busy: Ledger,
-    reports: Ledger,
-}
-
-/// In milliseconds; no number where nobody was served.
-fn latency(ledger: &Ledger, percent: usize) -> f64 {
-    if ledger.latencies.is_empty() { f64::NAN } else { Ledger::percentile(&ledger.latencies, percent) }
-}
-
-/// How near shares come to weights
+    /// How near shares come to weights
     Shares,
     /// What is done in time at one half to three times what the server can do
     Goodput,
@@ -165,6 +153,18 @@ impl Protection {
             self.reports_per_second
         );
     }
+}
+
+/// The till alone, then with reports, and the reports.
+struct Shift {
+    idle: Ledger,
+    busy: Ledger,
+    reports: Ledger,
+}
+
+/// In milliseconds; no number where nobody was served.
+fn latency(ledger: &Ledger, percent: usize) -> f64 {
+    if ledger.latencies.is_empty() { f64::NAN } else { Ledger::percentile(&ledger.latencies, percent) }
 }
 
 /// How near shares come to weights while every class wants more than there is.
