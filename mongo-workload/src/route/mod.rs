@@ -48,7 +48,7 @@ pub enum Tier {
 ///
 /// # fn example(token: &ReadToken) {
 /// // A secondary that is not more than five seconds behind and has what this user has seen; if there is none, the primary.
-/// let route = ReadRoute::secondary_preferred().within(Duration::from_secs(5)).after(token, "shop");
+/// let route = ReadRoute::secondary_preferred().max_lag(Duration::from_secs(5)).after(token, "shop");
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl ReadRoute {
     }
 
     /// Only members that are not further behind than this, in whole seconds: a server keeps its last write to the second, so less than two are of little use.
-    pub fn within(mut self, lag: Duration) -> Self {
+    pub fn max_lag(mut self, lag: Duration) -> Self {
         self.max_lag = Some(lag);
         self
     }
@@ -300,11 +300,11 @@ impl Members {
                     tried.push(address);
                 }
                 Err(error) => {
-                    // It has answered, or its time was up, which the next would not make longer.
-                    if error.kind() == ErrorKind::Timeout {
-                        permit.failed()
-                    } else {
-                        permit.succeeded()
+                    // The next would not do it in less time. A member that says itself that the time was up has answered; one that says nothing has not.
+                    match error.kind() {
+                        ErrorKind::Cancelled => drop(permit),
+                        ErrorKind::Timeout if error.server_code().is_none() => permit.failed(),
+                        _ => permit.succeeded(),
                     }
                     return Err(error);
                 }

@@ -59,10 +59,10 @@ async fn reads_are_shared_by_weight_and_a_weight_of_none_is_none() {
 async fn whoever_lags_or_lacks_what_was_seen_is_passed_over_and_the_primary_never_is() {
     let members = set(RouterSettings::default(), &SET);
     let preferred = ReadRoute::secondary_preferred;
-    assert_eq!(only(&members, &preferred().within(Duration::from_secs(5))), "b:1");
-    assert_eq!(only(&members, &preferred().within(Duration::ZERO)), "a:1");
-    assert_eq!(only(&members, &ReadRoute::primary().within(Duration::ZERO)), "a:1");
-    assert_eq!(only(&members, &ReadRoute::secondary().within(Duration::ZERO)), "nobody");
+    assert_eq!(only(&members, &preferred().max_lag(Duration::from_secs(5))), "b:1");
+    assert_eq!(only(&members, &preferred().max_lag(Duration::ZERO)), "a:1");
+    assert_eq!(only(&members, &ReadRoute::primary().max_lag(Duration::ZERO)), "a:1");
+    assert_eq!(only(&members, &ReadRoute::secondary().max_lag(Duration::ZERO)), "nobody");
     let mut token = ReadToken::default();
     token.note("shop", at(99)).unwrap();
     assert_eq!(only(&members, &preferred().after(&token, "shop")), "b:1");
@@ -78,8 +78,8 @@ async fn whoever_lags_or_lacks_what_was_seen_is_passed_over_and_the_primary_neve
 async fn what_was_said_long_ago_is_not_believed_and_lag_grows_with_its_age() {
     let members = set(RouterSettings::default(), &SET);
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(only(&members, &ReadRoute::secondary_preferred().within(Duration::from_secs(3))), "a:1");
-    assert_eq!(only(&members, &ReadRoute::secondary_preferred().within(Duration::from_secs(4))), "b:1");
+    assert_eq!(only(&members, &ReadRoute::secondary_preferred().max_lag(Duration::from_secs(3))), "a:1");
+    assert_eq!(only(&members, &ReadRoute::secondary_preferred().max_lag(Duration::from_secs(4))), "b:1");
     sleep(Duration::from_secs(3)).await;
     learn(&members, &[("b:1", PRIMARY, 120, 0)]);
     assert_eq!(only(&members, &ReadRoute::chain([Tier::Any])), "b:1");
@@ -121,6 +121,12 @@ async fn a_read_goes_on_to_the_next_member_and_asks_each_once() {
         Err::<(), _>(Error::invalid("no such operator"))
     });
     assert_eq!((wrong.await.unwrap_err().kind(), count.load(Relaxed)), (ErrorKind::InvalidInput, 1));
+    // Nor is there more time with another.
+    let late = members.read(&anybody, |_| async {
+        count.fetch_add(1, Relaxed);
+        Err::<(), _>(Error::new(ErrorKind::Timeout, "late"))
+    });
+    assert_eq!((late.await.unwrap_err().kind(), count.load(Relaxed)), (ErrorKind::Timeout, 2));
 }
 
 #[tokio::test(start_paused = true)]
