@@ -18,7 +18,10 @@ async fn three() -> (TestDeployment, Deployment, ReadRouter) {
     let majority = deployment.database("shop").collection::<Document>("c");
     let everywhere = WriteConcern::builder().w(mongo_core::mongodb::options::Acknowledgment::Nodes(3)).build();
     majority.insert_one(doc! { "_id": 1 }).write_concern(everywhere).await.unwrap();
-    let router = ReadRouter::open(&deployment, RouterSettings::default()).await.unwrap();
+    // Patient: other tests are at work as well.
+    let mut settings = RouterSettings::default();
+    (settings.answer_within, settings.believe_for) = (Duration::from_secs(2), Duration::from_secs(20));
+    let router = ReadRouter::open(&deployment, settings).await.unwrap();
     (server, deployment, router)
 }
 
@@ -84,7 +87,7 @@ async fn who_has_written_reads_what_was_written_also_in_another_process() {
             }
         }
     };
-    let target = tokio::time::timeout(Duration::from_secs(30), back).await.expect("the secondaries do not catch up");
+    let target = tokio::time::timeout(Duration::from_secs(60), back).await.expect("the secondaries do not catch up");
     let found = orders.find_one(doc! { "_id": 2 }).selection_criteria(target.selection).await.unwrap();
     assert!(found.is_some(), "{} says that it has it", target.address);
     stop.cancel();
@@ -107,7 +110,7 @@ async fn a_member_that_hangs_is_passed_over_and_an_election_is_followed() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), believed).await.expect("it is still believed");
+    tokio::time::timeout(Duration::from_secs(90), believed).await.expect("it is still believed");
     for _ in 0..10 {
         let (address, _) = router.read(&ReadRoute::secondary(), |target| who(&deployment, target)).await.unwrap();
         assert_ne!(address, hung_address);

@@ -100,7 +100,7 @@ impl ReadRoute {
 pub struct RouterSettings {
     /// How often the members are asked. Default 1 s.
     pub ask_every: Duration,
-    /// How long each has for its answer. Default 1 s.
+    /// How long each has for its answer. Default 500 ms. One that hangs delays by so much what is learned of the others.
     pub answer_within: Duration,
     /// What is older than this is not believed. Default 5 s.
     pub believe_for: Duration,
@@ -115,7 +115,7 @@ impl Default for RouterSettings {
         let second = Duration::from_secs(1);
         Self {
             ask_every: second,
-            answer_within: second,
+            answer_within: second / 2,
             believe_for: second * 5,
             weights: BTreeMap::new(),
             breaker: BreakerSettings::default(),
