@@ -196,11 +196,11 @@ async fn kill(client: &Client, comment: &str) -> Result<()> {
                 let (client, comment) = (client.clone(), comment.to_owned());
                 members.spawn(async move { kill_at(&client, Some(only(&address)?), &comment).await });
             }
-            // A member that is down has nothing under way. The others count.
             let mut result = Ok(());
             while let Some(done) = members.join_next().await {
                 match done? {
-                    Err(error) if error.kind() == ErrorKind::Unauthorized => result = Err(error),
+                    // What is down has nothing under way.
+                    Err(error) if error.kind() != ErrorKind::Unavailable => result = Err(error),
                     _ => {}
                 }
             }
@@ -243,7 +243,7 @@ async fn kill_at(client: &Client, member: Option<SelectionCriteria>, comment: &s
         }
         sleep(BETWEEN_LOOKS).await;
     }
-    Ok(())
+    Err(Error::new(ErrorKind::Timeout, "an operation that was killed is still there"))
 }
 
 const LOOKS: u32 = 10;
