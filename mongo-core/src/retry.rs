@@ -135,7 +135,8 @@ impl RetryBudget {
         true
     }
 
-    fn deposit(&self) {
+    /// Puts in what a first attempt earns. [`retry`] does it by itself.
+    pub fn deposit(&self) {
         let mut tokens = self.tokens();
         *tokens = (*tokens + self.0.ratio).min(self.0.reserve.max(1.0));
     }

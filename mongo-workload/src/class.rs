@@ -17,6 +17,8 @@ pub struct Class {
     pub weight: NonZeroU32,
     /// Operations of it that may be under way at once. Default 64.
     pub max_concurrent: u32,
+    /// Of these, so many while a class before it has work, or had some within the last [`RESERVED_FOR`]; reads and writes alike. Default: all.
+    pub max_beside_urgent: u32,
     /// Of the slots for reads, and of those for writes, so many are kept for this class while it has had such work within the last
     /// [`RESERVED_FOR`]; otherwise they are lent to the others. [`AdaptiveSlots`](crate::AdaptiveSlots) are never fewer than what is reserved and one. Default 0.
     pub reserved: u32,
@@ -44,7 +46,7 @@ pub struct Class {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Rule {
-    /// [`max_concurrent`](Class::max_concurrent) holds work up.
+    /// [`max_concurrent`](Class::max_concurrent) or [`max_beside_urgent`](Class::max_beside_urgent) holds work up.
     Concurrency,
     /// What would not have its turn in time is refused.
     Deadline,
@@ -98,6 +100,7 @@ impl Default for Class {
             name: String::new(),
             weight: NonZeroU32::MIN,
             max_concurrent: 64,
+            max_beside_urgent: u32::MAX,
             reserved: 0,
             max_memory_bytes: 256 << 20,
             max_queued: 1000,
@@ -123,17 +126,17 @@ impl Class {
 
     fn check(&self) -> Result<()> {
         let wrong = |what: &'static str| Err(Error::invalid(what).with_context("class", self.name.escape_debug()));
-        let is_name = |name: &str| {
-            (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
-        };
         if !is_name(&self.name) {
             return wrong("a class needs a name of 1 to 64 letters, digits, '_', '-' and '.'");
         }
         if self.max_concurrent == 0 {
             return wrong("a class that may have nothing under way never does anything: set max_concurrent to 1 or more");
         }
-        if self.reserved > self.max_concurrent {
-            return wrong("more is reserved for a class than may be under way of it: lower reserved or raise max_concurrent");
+        if self.max_beside_urgent == 0 {
+            return wrong("a class that may have nothing under way beside more urgent ones may never do anything: set max_beside_urgent to 1 or more");
+        }
+        if self.reserved > self.max_concurrent.min(self.max_beside_urgent) {
+            return wrong("more is reserved for a class than may be under way of it: lower reserved, or raise max_concurrent and max_beside_urgent");
         }
         if self.time_limit < Duration::from_millis(1) || self.time_limit > LONGEST {
             return wrong("a time limit lies between a millisecond and a day");
@@ -148,6 +151,11 @@ impl Class {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether it can be a label in metrics, a part of a comment and of a token.
+pub(crate) fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
 }
 
 /// Durations as people write them.
@@ -171,12 +179,15 @@ mod seconds {
 ///
 /// The default is what most services need:
 ///
-/// | class | weight | reserved | time limit | batch | waits at most | ages after |
-/// |---|---|---|---|---|---|---|
-/// | `critical` | 8 | 1 | 60 s | 1000 | 1000 | 10 s |
-/// | `high` | 4 | 0 | 30 s | 500 | 1000 | 8 s |
-/// | `normal` | 2 | 0 | 15 s | 100 | 1000 | 5 s |
-/// | `low` | 1 | 0 | 5 s | 10 | 1000 | 2 s |
+/// | class | weight | reserved | beside more urgent ones | time limit | batch | waits at most | ages after |
+/// |---|---|---|---|---|---|---|---|
+/// | `critical` | 8 | 1 | | 60 s | 1000 | 1000 | 10 s |
+/// | `high` | 4 | 0 | as many as there are slots | 30 s | 500 | 1000 | 8 s |
+/// | `normal` | 2 | 0 | as many as there are slots | 15 s | 100 | 1000 | 5 s |
+/// | `low` | 1 | 0 | one at a time | 5 s | 10 | 1000 | 2 s |
+///
+/// One operation of `low` at a time, while there is other work, leaves a small server's processors to those whom somebody waits for. It is for each manager: on a server of 32 processors with two managers
+/// [`max_beside_urgent`](Class::max_beside_urgent) may well be 8.
 ///
 /// ```
 /// use mongo_workload::{Class, Classes};
@@ -268,7 +279,8 @@ impl Default for Classes {
             Class { reserved: 1, ..class("critical", one.saturating_add(7), 60, 1000, 10) },
             class("high", one.saturating_add(3), 30, 500, 8),
             class("normal", one.saturating_add(1), 15, 100, 5),
-            class("low", one, 5, 10, 2),
+            // What nobody waits for leaves processors to what somebody does.
+            Class { max_beside_urgent: 1, ..class("low", one, 5, 10, 2) },
         ])
     }
 }
@@ -315,7 +327,9 @@ mod tests {
         for (what, error) in [
             ("name", refused(|class| class.name = "two words".to_owned())),
             ("max_concurrent", refused(|class| class.max_concurrent = 0)),
+            ("max_beside_urgent", refused(|class| class.max_beside_urgent = 0)),
             ("reserved", refused(|class| class.reserved = 65)),
+            ("reserved", refused(|class| (class.reserved, class.max_beside_urgent) = (2, 1))),
             ("time limit", refused(|class| class.time_limit = Duration::ZERO)),
             ("batch_size", refused(|class| class.batch_size = 0)),
             ("rate", refused(|class| class.rate = Some(Rate::new(f64::NAN, 1)))),

@@ -6,7 +6,7 @@ use mongo_core::{
     Error, ErrorKind, Result,
     bson::{Bson, Document, doc, oid::ObjectId},
     mongodb::{
-        Client, Collection, Database,
+        Client, Collection, Cursor, Database,
         action::Action as _,
         options::{AggregateOptions, FindOptions, SelectionCriteria},
     },
@@ -63,14 +63,7 @@ impl Manager {
                 options.max_time = Some(limits.max_time);
                 options.batch_size.get_or_insert(limits.batch_size);
                 options.comment = Some(on_server.comment());
-                let work = async {
-                    let mut cursor = collection.find(filter).with_options(options).await?;
-                    let mut found = Vec::new();
-                    while cursor.advance().await? {
-                        found.push(cursor.deserialize_current()?);
-                    }
-                    Ok(found)
-                };
+                let work = async { all_of(collection.find(filter).with_options(options).await?).await };
                 on_server.ended(work.await)
             }
         })
@@ -100,14 +93,7 @@ impl Manager {
                 options.max_time = Some(limits.max_time);
                 options.batch_size.get_or_insert(limits.batch_size);
                 options.comment = Some(on_server.comment());
-                let work = async {
-                    let mut cursor = collection.aggregate(pipeline).with_options(options).await?;
-                    let mut found = Vec::new();
-                    while cursor.advance().await? {
-                        found.push(cursor.deserialize_current()?);
-                    }
-                    Ok(found)
-                };
+                let work = async { all_of(collection.aggregate(pipeline).with_options(options).await?).await };
                 on_server.ended(work.await)
             }
         })
@@ -146,6 +132,14 @@ impl Manager {
             }
         })
     }
+}
+
+async fn all_of<T: DeserializeOwned>(mut cursor: Cursor<T>) -> Result<Vec<T>> {
+    let mut found = Vec::new();
+    while cursor.advance().await? {
+        found.push(cursor.deserialize_current()?);
+    }
+    Ok(found)
 }
 
 /// An operation that the server may be at work on. Dropping it kills the operation there.
@@ -224,14 +218,7 @@ async fn kill_at(client: &Client, member: Option<SelectionCriteria>, comment: &s
             .aggregate(mine)
             .max_time(LOOKS_FOR)
             .optional(member.clone(), |look_for, member| look_for.selection_criteria(member));
-        let look_for = async {
-            let mut found = look_for.await?;
-            let mut operations = Vec::new();
-            while found.advance().await? {
-                operations.push(found.deserialize_current()?);
-            }
-            Ok::<_, Error>(operations)
-        };
+        let look_for = async { all_of::<Document>(look_for.await?).await };
         let operations =
             timeout(LOOKS_FOR, look_for).await.map_err(|_| Error::new(ErrorKind::Timeout, "a member does not answer"))??;
         for id in operations.iter().filter_map(|operation| operation.get("opid")) {

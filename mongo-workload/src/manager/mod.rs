@@ -1,5 +1,7 @@
 //! The manager: lets operations in, in their order, and runs them.
 
+mod settings;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +28,7 @@ use crate::{
     cost::Costs,
     instruments::{ClassInstruments, Instruments, Outcome},
     job::Progress,
-    limit::{AdaptiveSlots, Controller, Fared},
+    limit::{Controller, Fared},
     load::{Load, LoadSignal},
     permit::{Entry, Permit, Waiter},
     rate::RateLimit,
@@ -34,89 +36,10 @@ use crate::{
     submission::Submission,
 };
 
-/// What a manager is made with.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ManagerSettings {
-    /// The classes. Default: those of [`Classes::default`].
-    pub classes: Classes,
-    /// How many operations of each [`Access`] may be under way at once. Default: a number that is found out.
-    pub slots: SlotPolicy,
-    /// Whether slots hold nobody up: that an operation would have waited for one is counted in `mongo_workload_observed_total`. Default false. What begins is
-    /// no longer of anybody's choosing then, so no number is found out.
-    pub observe_slots: bool,
-    /// What the server says of its load, if anybody tells. It takes slots away, of any [`SlotPolicy`]: see [`Load`].
-    pub load: Option<Arc<dyn LoadSignal>>,
-    /// How failures other than timeouts are tried again, where that is harmless. Default: not at all, as the driver has tried already.
-    pub retry: RetryPolicy,
-}
-
-/// How many operations of a kind may be under way at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum SlotPolicy {
-    /// As many as the server can do without that they wait for each other in it: more would take longer and do no more.
-    Adaptive(AdaptiveSlots),
-    /// So many.
-    Fixed(NonZeroU32),
-}
-
-impl Default for ManagerSettings {
-    fn default() -> Self {
-        Self {
-            classes: Classes::default(),
-            slots: SlotPolicy::Adaptive(AdaptiveSlots::default()),
-            observe_slots: false,
-            load: None,
-            retry: RetryPolicy::never(),
-        }
-    }
-}
-
-impl ManagerSettings {
-    /// Sets the classes.
-    #[must_use]
-    pub fn with_classes(mut self, classes: Classes) -> Self {
-        self.classes = classes;
-        self
-    }
-
-    /// Sets how many operations of each [`Access`] may be under way at once.
-    #[must_use]
-    pub fn with_slots(mut self, slots: NonZeroU32) -> Self {
-        self.slots = SlotPolicy::Fixed(slots);
-        self
-    }
-
-    /// Sets within which bounds the number of slots finds itself.
-    #[must_use]
-    pub fn with_adaptive_slots(mut self, slots: AdaptiveSlots) -> Self {
-        self.slots = SlotPolicy::Adaptive(slots);
-        self
-    }
-
-    /// Sets that slots hold nobody up.
-    #[must_use]
-    pub fn with_observed_slots(mut self) -> Self {
-        self.observe_slots = true;
-        self
-    }
-
-    /// Sets who tells of the server's load.
-    #[must_use]
-    pub fn with_load_signal(mut self, load: Arc<dyn LoadSignal>) -> Self {
-        self.load = Some(load);
-        self
-    }
-
-    /// Sets how failures other than timeouts are tried again.
-    #[must_use]
-    pub fn with_retry(mut self, retry: RetryPolicy) -> Self {
-        self.retry = retry;
-        self
-    }
-}
+pub use self::{
+    settings::{ManagerSettings, SlotPolicy},
+    status::{ClassStatus, Limits, Slots},
+};
 
 /// Lets operations begin in the order that their classes deserve. Clones share it.
 ///
@@ -190,46 +113,6 @@ impl State {
         self.scheduler.set_limit(access, slots);
         (slots != before).then_some(slots)
     }
-}
-
-/// What an operation is to keep to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Limits {
-    /// The class in which it runs: a lower one than it was submitted with after a timeout.
-    pub class: String,
-    /// What is left of its time, for `maxTimeMS`. Whatever takes half a second longer is dropped.
-    pub max_time: Duration,
-    /// Documents in a batch.
-    pub batch_size: u32,
-    /// For the operation's `comment`, so that it is found in the server's log and by `$currentOp`: the class and the attempt.
-    pub comment: String,
-    /// Which attempt this is, from 1.
-    pub attempt: u32,
-}
-
-/// How many operations of a kind may be under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Slots {
-    /// At once.
-    pub total: u32,
-    /// Now.
-    pub busy: u32,
-}
-
-/// How it stands with a class.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ClassStatus {
-    /// Its name.
-    pub class: String,
-    /// Operations under way.
-    pub running: u32,
-    /// Operations that wait.
-    pub waiting: u32,
-    /// How long the oldest of them has waited.
-    pub oldest_wait: Option<Duration>,
 }
 
 impl Manager {

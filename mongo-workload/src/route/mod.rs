@@ -1,98 +1,33 @@
 //! Which member a read goes to.
 //!
 //! The driver knows of a secondary's lag only by heartbeats of ten seconds and takes no limit below ninety. A [`ReadRouter`] asks the members itself, every second, and knows how far each
-//! has come.
+//! has come. What a read demands is a [`ReadRoute`]; [`members`] chooses, and [`read`] reads from who was chosen and sees what came of it.
 
+mod hedge;
 pub(crate) mod member;
+mod members;
+mod read;
+mod read_route;
 #[cfg(test)]
 mod tests;
 mod token;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mongo_core::{
-    CancellationToken, CircuitBreaker, Deployment, Error, ErrorKind, Result,
-    breaker::{BreakerPermit, BreakerSettings},
-    bson::Timestamp,
+    CancellationToken, Deployment, Result,
+    breaker::BreakerSettings,
+    metrics::{MetricsSink, NoMetrics},
     mongodb::options::SelectionCriteria,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
+use self::members::Members;
 pub use self::{
     member::{MemberRole, MemberState},
+    read_route::{ReadRoute, Tier},
     token::ReadToken,
 };
-
-/// Whom to ask, one after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum Tier {
-    /// Any member.
-    Any,
-    /// The primary.
-    Primary,
-    /// A secondary.
-    Secondaries,
-}
-
-/// Where a read may go: a value in the call, so that nobody's reads go anywhere because of what somebody else has set.
-///
-/// ```
-/// use std::time::Duration;
-/// use mongo_workload::{ReadRoute, ReadToken};
-///
-/// # fn example(token: &ReadToken) {
-/// // A secondary that is not more than five seconds behind and has what this user has seen; if there is none, the primary.
-/// let route = ReadRoute::secondary_preferred().max_lag(Duration::from_secs(5)).after(token, "shop");
-/// # }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
-pub struct ReadRoute {
-    chain: Vec<Tier>,
-    max_lag: Option<Duration>,
-    not_before: Option<Timestamp>,
-}
-
-impl ReadRoute {
-    /// These, one after the other: the next is asked where the one before has nobody who is fit, or fails. In a transaction read from the primary.
-    pub fn chain(tiers: impl IntoIterator<Item = Tier>) -> Self {
-        Self { chain: tiers.into_iter().collect(), max_lag: None, not_before: None }
-    }
-
-    /// The primary or nobody.
-    pub fn primary() -> Self {
-        Self::chain([Tier::Primary])
-    }
-
-    /// A secondary or nobody: never a burden to the primary.
-    pub fn secondary() -> Self {
-        Self::chain([Tier::Secondaries])
-    }
-
-    /// A secondary, or else the primary.
-    pub fn secondary_preferred() -> Self {
-        Self::chain([Tier::Secondaries, Tier::Primary])
-    }
-
-    /// Only members that are not further behind than this, in whole seconds: a server keeps its last write to the second, so less than two are of little use.
-    pub fn max_lag(mut self, lag: Duration) -> Self {
-        self.max_lag = Some(lag);
-        self
-    }
-
-    /// Only members that have what the bearer of a token has seen of the deployment of this name. A primary always has. What a primary had acknowledged without a majority and lost by an election is
-    /// not there again, whatever the token says.
-    pub fn after(mut self, token: &ReadToken, deployment: &str) -> Self {
-        self.not_before = self.not_before.max(token.seen(deployment));
-        self
-    }
-}
 
 /// How a router works.
 #[derive(Clone, Debug, PartialEq)]
@@ -165,21 +100,6 @@ struct Inner {
     members: Members,
 }
 
-/// The members that are known, and who of them is next.
-#[derive(Debug)]
-struct Members {
-    settings: RouterSettings,
-    by_address: Mutex<BTreeMap<String, Known>>,
-}
-
-/// A member, and how it has served.
-#[derive(Debug)]
-struct Known {
-    state: MemberState,
-    selection: SelectionCriteria,
-    breaker: CircuitBreaker,
-}
-
 /// The member that was chosen.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -198,7 +118,20 @@ impl ReadRouter {
     /// # Errors
     /// `Unsupported` for what is no replica set; that nobody answers.
     pub async fn open(deployment: &Deployment, settings: RouterSettings) -> Result<Self> {
-        let router = Self(Arc::new(Inner { deployment: deployment.clone(), members: Members::new(settings) }));
+        Self::open_with_metrics(deployment, settings, &NoMetrics).await
+    }
+
+    /// As [`open`](Self::open), and tells `metrics` of the reads: how they ended (`mongo_workload_routed_total` by `outcome`), how often one went on to the next member
+    /// (`mongo_workload_rerouted_total`), and of a second member that was asked whether it was the first to answer (`mongo_workload_hedges_total` by `outcome`).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_with_metrics(
+        deployment: &Deployment,
+        settings: RouterSettings,
+        metrics: &dyn MetricsSink,
+    ) -> Result<Self> {
+        let router = Self(Arc::new(Inner { deployment: deployment.clone(), members: Members::new(settings, metrics) }));
         router.ask().await?;
         Ok(router)
     }
@@ -247,6 +180,12 @@ impl ReadRouter {
 
     /// Reads from the member that is chosen, and where that one cannot be reached or is overloaded from the next, each at most once. So the work must be one that only reads.
     ///
+    /// Who goes on because a member is overloaded pays for that from a [`RetryBudget`](mongo_core::RetryBudget) of the router, a fifth of all reads: an overload is not passed on as a multiple of itself. The driver
+    /// has tried each member once more by then, as its own settings say.
+    ///
+    /// A [hedged](ReadRoute::hedged) read may be under way on two members at once. The one that is not needed any more is dropped, and with it its connection: the server ends a `find`, `aggregate`, `count` or
+    /// `distinct` whose client has gone.
+    ///
     /// # Errors
     /// `Unavailable` if nobody is fit; what the last of them said; and at once whatever is not about a member.
     ///
@@ -260,128 +199,3 @@ impl ReadRouter {
         self.0.members.read(route, work).await
     }
 }
-
-struct Chosen {
-    target: Target,
-    permit: BreakerPermit,
-}
-
-impl Members {
-    fn new(settings: RouterSettings) -> Self {
-        Self { settings, by_address: Mutex::default() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn read<T, F, Fut>(&self, route: &ReadRoute, work: F) -> Result<T>
-    where
-        F: Fn(Target) -> Fut,
-        Fut: Future<Output = Result<T>>,
-    {
-        let mut tried: Vec<String> = Vec::new();
-        let mut last: Option<Error> = None;
-        loop {
-            let Chosen { target, permit } = match (self.choose(route, &tried), last) {
-                (Ok(chosen), _) => chosen,
-                (Err(nobody), None) => return Err(nobody),
-                (Err(_), Some(last)) => return Err(last),
-            };
-            let address = target.address.clone();
-            match work(target).await {
-                Ok(value) => {
-                    permit.succeeded();
-                    return Ok(value);
-                }
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    permit.failed();
-                    last = Some(error.with_context("member", &address));
-                    tried.push(address);
-                }
-                Err(error) => {
-                    // The next would not do it in less time. A member that says itself that the time was up has answered; one that says nothing has not.
-                    match error.kind() {
-                        ErrorKind::Cancelled => drop(permit),
-                        ErrorKind::Timeout if error.server_code().is_none() => permit.failed(),
-                        _ => permit.succeeded(),
-                    }
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// Takes over what members have said. Who has not answered is known as before, for as long as that is believed; who does not belong to the set any more is forgotten then.
-    fn learn(&self, states: Vec<MemberState>) -> Result<()> {
-        let mut members = self.lock();
-        for state in states {
-            match members.get_mut(&state.address) {
-                Some(known) => known.state = state,
-                None => {
-                    let selection = member::only(&state.address)?;
-                    let breaker = CircuitBreaker::new(self.settings.breaker.clone());
-                    members.insert(state.address.clone(), Known { state, selection, breaker });
-                }
-            }
-        }
-        members.retain(|_, known| known.state.seen.elapsed() < self.settings.believe_for.saturating_mul(FORGOTTEN_AFTER));
-        Ok(())
-    }
-
-    fn choose(&self, route: &ReadRoute, tried: &[String]) -> Result<Chosen> {
-        let members = self.lock();
-        let now = Instant::now();
-        for tier in &route.chain {
-            let mut fit: Vec<(&Known, u32)> = members
-                .values()
-                .filter(|known| !tried.contains(&known.state.address) && self.is_fit(&known.state, *tier, route, now))
-                .map(|known| (known, self.settings.weights.get(&known.state.address).copied().unwrap_or(1)))
-                .filter(|(_, weight)| *weight > 0)
-                .collect();
-            while let Some(position) = by_weight(&fit) {
-                let (known, _) = fit.swap_remove(position);
-                // Whoever has failed too often is passed over.
-                if let Ok(permit) = known.breaker.acquire() {
-                    let MemberState { address, role, .. } = known.state.clone();
-                    return Ok(Chosen { target: Target { address, role, selection: known.selection.clone() }, permit });
-                }
-            }
-        }
-        let tiers: Vec<String> = route.chain.iter().map(|tier| format!("{tier:?}").to_lowercase()).collect();
-        Err(Error::new(ErrorKind::Unavailable, "no member is fit for this read: allow others, or more lag")
-            .with_context("asked for", tiers.join(", then "))
-            .with_context("known", members.len())
-            .with_context("tried", tried.len()))
-    }
-
-    fn is_fit(&self, state: &MemberState, tier: Tier, route: &ReadRoute, now: Instant) -> bool {
-        let age = now.saturating_duration_since(state.seen);
-        let role = match tier {
-            Tier::Any => true,
-            Tier::Primary => state.role == MemberRole::Primary,
-            Tier::Secondaries => state.role == MemberRole::Secondary,
-        };
-        let is_primary = state.role == MemberRole::Primary;
-        role && age < self.settings.believe_for
-            // It may have fallen behind by as much since it was asked.
-            && (is_primary || route.max_lag.is_none_or(|most| state.lag + age <= most))
-            && (is_primary || route.not_before.is_none_or(|at| state.applied >= at))
-    }
-}
-
-/// The position of one of them, at random by their weights.
-fn by_weight(members: &[(&Known, u32)]) -> Option<usize> {
-    let total: u64 = members.iter().map(|(_, weight)| u64::from(*weight)).sum();
-    let mut pick = fastrand::u64(0..total.max(1));
-    members.iter().position(|(_, weight)| match pick.checked_sub(u64::from(*weight)) {
-        Some(left) => {
-            pick = left;
-            false
-        }
-        None => true,
-    })
-}
-
-/// So many times as long as it is believed it is kept, so that how a member has served is not forgotten by a short absence.
-const FORGOTTEN_AFTER: u32 = 12;

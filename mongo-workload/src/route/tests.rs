@@ -1,4 +1,14 @@
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+use mongo_core::{Error, ErrorKind, bson::Timestamp, metrics::MemoryMetrics};
+use tokio::time::Instant;
 
 use super::*;
 
@@ -9,7 +19,7 @@ const SECONDARY: MemberRole = MemberRole::Secondary;
 type Said = (&'static str, MemberRole, u32, u64);
 
 fn set(settings: RouterSettings, said: &[Said]) -> Members {
-    let members = Members::new(settings);
+    let members = Members::new(settings, &NoMetrics);
     learn(&members, said);
     members
 }
@@ -143,4 +153,132 @@ async fn a_member_that_fails_again_and_again_is_passed_over() {
     }
     assert_eq!(asked_b.load(Relaxed), BreakerSettings::default().failures_to_open);
     assert_eq!(only(&members, &ReadRoute::secondary()), "c:1");
+}
+
+/// Reads of whom who is asked serves after so many milliseconds; `None` never.
+struct Readers<'a> {
+    members: &'a Members,
+    asked: Mutex<Vec<String>>,
+    given_up: AtomicU32,
+}
+
+/// Counts who is dropped before its end.
+struct GivenUp<'a>(&'a AtomicU32, bool);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(u32::from(self.1), Relaxed);
+    }
+}
+
+impl<'a> Readers<'a> {
+    fn new(members: &'a Members) -> Self {
+        Self { members, asked: Mutex::default(), given_up: AtomicU32::new(0) }
+    }
+
+    async fn read(&self, route: &ReadRoute, serves: impl Fn(&str) -> (Option<u64>, Result<()>)) -> Result<String> {
+        let work = |target: Target| {
+            self.asked.lock().unwrap().push(target.address.clone());
+            let (millis, result) = serves(&target.address);
+            async move {
+                let mut given_up = GivenUp(&self.given_up, true);
+                match millis {
+                    Some(millis) => sleep(Duration::from_millis(millis)).await,
+                    None => pending().await,
+                }
+                given_up.1 = false;
+                result.map(|()| target.address)
+            }
+        };
+        self.members.read(route, work).await
+    }
+
+    /// So that it is known that a read takes ten milliseconds.
+    async fn warm_up(&self, route: &ReadRoute) {
+        for _ in 0..64 {
+            self.read(route, |_| (Some(10), Ok(()))).await.unwrap();
+        }
+        assert_eq!(std::mem::take(&mut *self.asked.lock().unwrap()).len(), 64);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_takes_long_is_asked_of_another_and_the_slower_one_is_dropped() {
+    let metrics = MemoryMetrics::default();
+    let members = Members::new(RouterSettings::default(), &metrics);
+    learn(&members, &SET);
+    let (readers, route) = (Readers::new(&members), ReadRoute::secondary_preferred().hedged("find"));
+    readers.warm_up(&route).await;
+    for _ in 0..8 {
+        let began = Instant::now();
+        let by = readers.read(&route, |address| (if address == "b:1" { None } else { Some(10) }, Ok(()))).await.unwrap();
+        assert_eq!(by, "c:1");
+        assert!(began.elapsed() <= Duration::from_millis(21), "{:?}", began.elapsed());
+    }
+    let asked = readers.asked.lock().unwrap();
+    let hung = asked.iter().filter(|address| *address == "b:1").count();
+    assert!(hung > 0 && !asked.contains(&"a:1".to_owned()), "{asked:?}");
+    assert_eq!(readers.given_up.load(Relaxed) as usize, hung);
+    let hedges = |outcome| metrics.counter_value("mongo_workload_hedges_total", &[("outcome", outcome)]);
+    assert_eq!((hedges("won"), hedges("lost")), (Some(hung as u64), Some(0)));
+    assert_eq!(metrics.counter_value("mongo_workload_routed_total", &[("outcome", "completed")]), Some(72));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_read_in_twenty_is_hedged_at_most_however_slow_all_are() {
+    let members = set(RouterSettings::default(), &SET);
+    let (readers, route) = (Readers::new(&members), ReadRoute::secondary().hedged("find"));
+    readers.warm_up(&route).await;
+    // Slower and slower, so that each takes longer than those before it took.
+    for number in 0..400_u64 {
+        learn(&members, &SET);
+        readers.read(&route, |_| (Some(20 + number), Ok(()))).await.unwrap();
+    }
+    let asked = readers.asked.lock().unwrap().len();
+    assert!((415..=400 + 20 + 10).contains(&asked), "{asked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_member_is_one_that_is_fit_and_of_the_same_tier() {
+    let members = set(RouterSettings::default(), &SET);
+    let readers = Readers::new(&members);
+    // The other secondary lags too much, and the primary is only for when there is no secondary.
+    let route = ReadRoute::secondary_preferred().max_lag(Duration::from_secs(5)).hedged("find");
+    readers.warm_up(&route).await;
+    readers.read(&route, |_| (Some(1000), Ok(()))).await.unwrap();
+    readers.read(&ReadRoute::primary().hedged("find"), |_| (Some(1000), Ok(()))).await.unwrap();
+    assert_eq!(*readers.asked.lock().unwrap(), ["b:1", "a:1"]);
+    // Without a shape nothing is hedged.
+    readers.read(&ReadRoute::secondary(), |_| (Some(1000), Ok(()))).await.unwrap();
+    assert_eq!(readers.asked.lock().unwrap().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn if_one_of_two_fails_the_other_is_awaited() {
+    let patient = BreakerSettings::default().with_failures_to_open(100);
+    let members = set(RouterSettings { breaker: patient, ..RouterSettings::default() }, &SET);
+    let (readers, route) = (Readers::new(&members), ReadRoute::chain([Tier::Secondaries]).hedged("find"));
+    readers.warm_up(&route).await;
+    let (down, late, wrong) = (Some(ErrorKind::Unavailable), Some(ErrorKind::Timeout), Some(ErrorKind::InvalidInput));
+    // After so many milliseconds, how it ends with the one that is asked first and with the one that is asked second; and with the read.
+    for (first, second, expected) in [
+        ((30, down), (40, None), None),
+        ((80, None), (20, down), None),
+        ((30, late), (40, None), None),
+        ((80, None), (20, late), None),
+        ((30, down), (40, down), down),
+        ((30, late), (40, down), late),
+        ((30, down), (40, late), late),
+        ((30, wrong), (400, None), wrong),
+        ((400, None), (20, wrong), wrong),
+    ] {
+        learn(&members, &SET);
+        let asked = AtomicU32::new(0);
+        let serves = |_: &str| {
+            let (millis, fails) = if asked.fetch_add(1, Relaxed) == 0 { first } else { second };
+            (Some(millis), fails.map_or(Ok(()), |kind| Err(Error::new(kind, "on purpose"))))
+        };
+        let result = readers.read(&route, serves).await;
+        assert_eq!((asked.into_inner(), result.err().map(|error| error.kind())), (2, expected), "{first:?} {second:?}");
+    }
 }

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use mongo_core::{Error, Result, bson::Timestamp};
 
+use crate::class::is_name;
+
 /// How far somebody has seen each deployment: what they read next is not older.
 ///
 /// Operation times of independent deployments cannot be compared, so there is one for each. As text it fits into a header or a cookie, and so goes from process to process.
@@ -50,10 +52,6 @@ impl ReadToken {
     pub fn seen(&self, deployment: &str) -> Option<Timestamp> {
         self.0.get(deployment).copied()
     }
-}
-
-fn is_name(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
 }
 
 impl fmt::Display for ReadToken {

@@ -91,6 +91,8 @@ struct Candidate {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     classes: Vec<ClassState>,
+    /// Whether less of any class may be under way beside a more urgent one.
+    anybody_yields: bool,
     pools: [Pool; 2],
     next_id: u64,
 }
@@ -99,6 +101,9 @@ pub(crate) struct Scheduler {
 struct ClassState {
     weight: f64,
     max_concurrent: u32,
+    max_beside_urgent: u32,
+    /// Which of the two holds now.
+    most_now: u32,
     reserved: u32,
     max_memory_bytes: u64,
     max_queued: u32,
@@ -175,7 +180,8 @@ impl Scheduler {
             virtual_time: 0.0,
             flows: states.iter().map(|_| Flow::default()).collect(),
         };
-        Self { pools: slots.map(pool), classes: states, next_id: 0 }
+        let anybody_yields = states.iter().any(|class| class.max_beside_urgent < class.max_concurrent);
+        Self { pools: slots.map(pool), classes: states, anybody_yields, next_id: 0 }
     }
 
     /// Whether the limits of its class say that a request cannot even wait.
@@ -219,6 +225,9 @@ impl Scheduler {
 
     /// What may begin now. To be asked again until it gives nothing.
     pub(crate) fn next(&mut self, now: Duration) -> Option<Begun> {
+        if self.anybody_yields {
+            self.yield_to_urgent(now);
+        }
         for access in Access::ALL {
             // What nobody wants is not saved up.
             if self.pools[access.position()].lane > 0.0 && !self.anybody_is_aged(now, access) {
@@ -229,6 +238,16 @@ impl Scheduler {
         // Where the limits of a class leave room for only one of a read and a write, the older one has it.
         let chosen = candidates.min_by_key(|candidate| candidate.since)?;
         self.begin(now, chosen)
+    }
+
+    /// Finds out how many of each class may be under way now.
+    fn yield_to_urgent(&mut self, now: Duration) {
+        let mut anything_urgent = false;
+        for position in 0..self.classes.len() {
+            let class = &mut self.classes[position];
+            class.most_now = if anything_urgent { class.max_beside_urgent } else { class.max_concurrent };
+            anything_urgent = anything_urgent || self.pools.iter().any(|pool| self.wants(pool, position, now));
+        }
     }
 
     fn anybody_is_aged(&self, now: Duration, access: Access) -> bool {
@@ -423,7 +442,7 @@ impl Scheduler {
             .sum();
         let share = self.classes[class.0].weight / weights;
         let state = &self.classes[class.0];
-        let most = if state.holds_concurrency { f64::from(state.max_concurrent) } else { f64::INFINITY };
+        let most = if state.holds_concurrency { f64::from(state.most_now) } else { f64::INFINITY };
         let slots = (f64::from(pool.limit) * share).min(most).max(1.0);
         // Nor does anybody wait longer than until all that waits is done, who is not held back by limits of its own.
         let all = pool.flows.iter().map(|flow| flow.waiting_cost).sum::<f64>() / f64::from(pool.limit).min(most);
@@ -453,6 +472,8 @@ impl ClassState {
         Self {
             weight: f64::from(class.weight.get()),
             max_concurrent: class.max_concurrent,
+            max_beside_urgent: class.max_beside_urgent.min(class.max_concurrent),
+            most_now: class.max_concurrent,
             reserved: class.reserved,
             max_memory_bytes: class.max_memory_bytes,
             max_queued: class.max_queued,
@@ -476,7 +497,7 @@ impl ClassState {
 
     /// The limit that one more is beyond, whether it is in force or not.
     fn beyond(&self, memory_bytes: u64) -> Option<Rule> {
-        if self.running >= self.max_concurrent {
+        if self.running >= self.most_now {
             return Some(Rule::Concurrency);
         }
         (!self.has_memory(memory_bytes)).then_some(Rule::Memory)

@@ -210,6 +210,39 @@ fn limits_of_a_class_hold_it_back_and_nobody_else() {
 }
 
 #[test]
+fn beside_what_is_urgent_only_so_much_begins_and_alone_as_much_as_there_are_slots() {
+    let mut all = classes(&[1, 1, 1]);
+    all[1].max_beside_urgent = 2;
+    let mut simulation = Simulation::new(all, 8);
+    let running = |simulation: &Simulation| [0, 1, 2].map(|class| simulation.scheduler.counts(ClassIndex(class)).0);
+    for class in [1, 2, 1, 2, 1, 2, 1, 2].into_iter().chain([1; 20]) {
+        simulation.arrive(read(class, 1000.0), 1000.0);
+    }
+    simulation.begin_all();
+    assert_eq!(running(&simulation), [0, 4, 4], "what comes after it is not more urgent");
+    // One write is enough: it is one server.
+    simulation.arrive(Request { access: Access::Write, ..read(0, 2000.0) }, 2000.0);
+    simulation.begin_all();
+    for _ in 0..8 {
+        simulation.step();
+        simulation.begin_all();
+    }
+    assert_eq!(running(&simulation), [1, 2, 0]);
+    // For a while after the last of it.
+    while running(&simulation)[0] > 0 {
+        simulation.step();
+        simulation.begin_all();
+    }
+    assert_eq!(running(&simulation)[1], 2);
+    simulation.now += RESERVED_FOR;
+    for _ in 0..10 {
+        simulation.arrive(read(1, 1000.0), 1000.0);
+    }
+    simulation.begin_all();
+    assert_eq!(running(&simulation), [0, 8, 0]);
+}
+
+#[test]
 fn classes_that_have_reserved_more_than_there_is_share_all_of_it() {
     let mut both = classes(&[1, 1]);
     both.iter_mut().for_each(|class| class.reserved = 10);
@@ -428,7 +461,8 @@ proptest! {
         for (class, (max_concurrent, max_queued, reserved)) in all.iter_mut().zip(&limits) {
             class.max_concurrent = *max_concurrent;
             class.max_queued = *max_queued;
-            class.reserved = (*reserved).min(*max_concurrent);
+            class.max_beside_urgent = random.u32(1..5);
+            class.reserved = (*reserved).min(*max_concurrent).min(class.max_beside_urgent);
             class.max_memory_bytes = 100;
             class.ages_after = Duration::from_millis(random.u64(1..500));
         }

@@ -1,17 +1,9 @@
-//! What it costs to let an operation in, and what that is worth under load.
+//! A shop under more load than it can bear, with and without a manager.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use clap::{Args, ValueEnum};
-use mongo_core::{
-    ConnectOptions, Error, Result,
-    clock::{Clock as _, SystemClock},
-    connect,
-};
-use mongo_examples::{
-    Host,
-    shop::{Door, Ledger, Shop, Traffic, offer, press},
-};
+use mongo_core::{ConnectOptions, Error, Result, connect};
+use mongo_examples::shop::{Door, Ledger, Shop, Traffic, offer, press};
 use mongo_workload::{Access, Class, Classes, Manager, ManagerSettings, Submission};
 use serde::Serialize;
 use tokio::{
@@ -23,109 +15,19 @@ use tokio::{
 
 use crate::middle;
 
-#[derive(Args, Clone)]
-pub(crate) struct EntrySettings {
-    /// Operations that are let in, each time
-    #[arg(long, value_name = "N", default_value_t = 300_000)]
-    operations: u32,
-    /// How often each is measured
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    runs: usize,
-    /// How long each is measured under load; 0 for only what it costs to let an operation in
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    seconds: u64,
-    /// Only this; may be given several times
-    #[arg(long, value_name = "WHAT")]
-    part: Vec<Part>,
-    /// Orders in the shop
-    #[arg(long, value_name = "N", default_value_t = 50_000)]
-    documents: i64,
-}
-
-/// What is measured under load.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Part {
-    /// What the till feels of five times too many reports
-    Protection,
-    /// How near shares come to weights
-    Shares,
-    /// What is done in time at one half to three times what the server can do
-    Goodput,
-    /// How soon the slots suit a server that has become slower or faster
-    Steps,
-}
-
-/// All that was measured.
-#[derive(Serialize)]
-pub(crate) struct Figures {
-    entries: Vec<Entry>,
-    protection: Vec<Protection>,
-    shares: Vec<Share>,
-    goodput: Vec<Goodput>,
-    steps: Vec<Step>,
-}
-
-impl Figures {
-    pub(crate) fn print(&self) {
-        self.entries.iter().for_each(Entry::print);
-        self.protection.iter().for_each(Protection::print);
-        self.shares.iter().for_each(Share::print);
-        self.goodput.iter().for_each(Goodput::print);
-        self.steps.iter().for_each(Step::print);
-    }
-}
-
-pub(crate) async fn figures(uri: Option<&str>, settings: &EntrySettings) -> Result<Figures> {
-    let mut figures = Figures {
-        entries: entries(settings).await?,
-        protection: Vec::new(),
-        shares: Vec::new(),
-        goodput: Vec::new(),
-        steps: Vec::new(),
-    };
-    if settings.seconds == 0 {
-        return Ok(figures);
-    }
-    let host = match uri {
-        Some(_) => Host::at(uri).await?,
-        None => Host::embedded(1.0).await?,
-    };
-    eprintln!("{}", host.describe());
-    let shop = Shop::open(&host.deployment, "mongo_bench", settings.documents).await?;
-    let time = Duration::from_secs(settings.seconds);
-    let load = Load { shop, uri: host.uri(uri), server: host.process_id(), time, runs: settings.runs.max(1) };
-    let capacity = load.capacity().await;
-    eprintln!("{capacity:.0} reports a second is what the server can do");
-    let wanted = |part| settings.part.is_empty() || settings.part.contains(&part);
-    if wanted(Part::Protection) {
-        figures.protection = load.protection(capacity).await?;
-    }
-    if wanted(Part::Shares) {
-        figures.shares = load.shares().await?;
-    }
-    if wanted(Part::Goodput) {
-        figures.goodput = load.goodput(capacity).await?;
-    }
-    if wanted(Part::Steps) {
-        figures.steps = load.steps().await?;
-    }
-    host.deployment.database("mongo_bench").drop().await?;
-    Ok(figures)
-}
-
 /// A shop to be loaded.
-struct Load {
-    shop: Shop,
-    uri: String,
+pub(super) struct Load {
+    pub(super) shop: Shop,
+    pub(super) uri: String,
     /// The process of a server of its own.
-    server: Option<u32>,
-    time: Duration,
-    runs: usize,
+    pub(super) server: Option<u32>,
+    pub(super) time: Duration,
+    pub(super) runs: usize,
 }
 
 /// What somebody at the till feels of five times as many reports as the server can make.
 #[derive(Serialize)]
-struct Protection {
+pub(super) struct Protection {
     door: &'static str,
     /// Medians of the runs, of the milliseconds until the till has its order.
     idle_p50: f64,
@@ -140,7 +42,7 @@ struct Protection {
 }
 
 impl Protection {
-    fn print(&self) {
+    pub(super) fn print(&self) {
         println!(
             "{:24} till alone p50 {:>7.2} p99 {:>7.2} ms   with 5x reports p50 {:>8.2} p99 {:>8.2} ms {:>7.2}x   unserved {:>5.1} %   {:>6.0} reports/s",
             self.door,
@@ -169,7 +71,7 @@ fn latency(ledger: &Ledger, percent: usize) -> f64 {
 
 /// How near shares come to weights while every class wants more than there is.
 #[derive(Serialize)]
-struct Share {
+pub(super) struct Share {
     what: &'static str,
     /// In percent of all time, the most urgent class first.
     wanted: Vec<f64>,
@@ -179,7 +81,7 @@ struct Share {
 }
 
 impl Share {
-    fn print(&self) {
+    pub(super) fn print(&self) {
         let list = |values: &[f64]| values.iter().map(|value| format!("{value:.1}")).collect::<Vec<_>>().join(" ");
         println!("{:40} wanted {} got {} error {:.2} points", self.what, list(&self.wanted), list(&self.got), self.error);
     }
@@ -187,7 +89,7 @@ impl Share {
 
 /// What is done in time when more and more is asked for.
 #[derive(Serialize)]
-struct Goodput {
+pub(super) struct Goodput {
     door: &'static str,
     /// Times what the server can do.
     load: f64,
@@ -196,7 +98,7 @@ struct Goodput {
 }
 
 impl Goodput {
-    fn print(&self) {
+    pub(super) fn print(&self) {
         println!(
             "{:24} {:>4.1} x load {:>8.0} in time/s {:>6.2} of its peak",
             self.door, self.load, self.per_second, self.over_peak
@@ -206,7 +108,7 @@ impl Goodput {
 
 /// How long it takes until the slots suit a server that has become slower or faster.
 #[derive(Serialize)]
-struct Step {
+pub(super) struct Step {
     what: &'static str,
     /// Slots at the end of it.
     slots: f64,
@@ -219,7 +121,7 @@ struct Step {
 }
 
 impl Step {
-    fn print(&self) {
+    pub(super) fn print(&self) {
         println!(
             "{:40} {:>5.1} slots after {:>5.2} s, {:>6.0} in time/s, {} refused, {} timed out, {} failed",
             self.what, self.slots, self.seconds, self.per_second, self.refused, self.timed_out, self.failed
@@ -232,14 +134,14 @@ fn doors() -> [(&'static str, Door); 4] {
         ("no control", Door::Open),
         ("a semaphore of 32, FIFO", Door::Fifo(Arc::new(Semaphore::new(32)))),
         ("mongo-workload", Door::Managed(Manager::new(ManagerSettings::default()))),
-        ("one report at a time", Door::Managed(Manager::new(ManagerSettings::default().with_classes(one_low())))),
+        ("no limit beside the till", Door::Managed(Manager::new(ManagerSettings::default().with_classes(unyielding())))),
     ]
 }
 
-/// As the documentation recommends for what keeps a core busy for long.
-fn one_low() -> Classes {
+/// As the default, but as many reports may be under way beside the till as there are slots.
+fn unyielding() -> Classes {
     let mut classes: Vec<Class> = Classes::default().iter().cloned().collect();
-    classes.iter_mut().filter(|class| class.name == "low").for_each(|class| class.max_concurrent = 1);
+    classes.iter_mut().for_each(|class| class.max_beside_urgent = u32::MAX);
     Classes::new(classes).unwrap_or_default()
 }
 
@@ -251,7 +153,7 @@ impl Load {
     }
 
     /// Reports that the server makes a second.
-    async fn capacity(&self) -> f64 {
+    pub(super) async fn capacity(&self) -> f64 {
         // What was just written is still on its way to the disk.
         press(&self.shop, &Door::Open, Traffic::Report, 4, WARM_UP * 2).await;
         let ledger = press(&self.shop, &Door::Open, Traffic::Report, 4, self.time).await;
@@ -262,7 +164,7 @@ impl Load {
         offer(shop, door, Traffic::Checkout, TILL_PER_SECOND, self.time, seed).await
     }
 
-    async fn protection(&self, capacity: f64) -> Result<Vec<Protection>> {
+    pub(super) async fn protection(&self, capacity: f64) -> Result<Vec<Protection>> {
         let mut runs: Vec<Vec<Shift>> = doors().iter().map(|_| Vec::new()).collect();
         for run in 0..self.runs as u64 {
             for ((_, door), shifts) in doors().iter().zip(&mut runs) {
@@ -300,7 +202,7 @@ impl Load {
         Ok(doors().into_iter().zip(runs).map(row).collect())
     }
 
-    async fn shares(&self) -> Result<Vec<Share>> {
+    pub(super) async fn shares(&self) -> Result<Vec<Share>> {
         // Cheap ones for the heavy classes are the harder case: one report is as long as a hundred of them.
         let alike = [Traffic::Report; 4];
         let skewed = [Traffic::Checkout, Traffic::Checkout, Traffic::Report, Traffic::Report];
@@ -360,7 +262,7 @@ impl Load {
         Ok(held.iter().map(|seconds| seconds * 100.0 / sum).collect())
     }
 
-    async fn goodput(&self, capacity: f64) -> Result<Vec<Goodput>> {
+    pub(super) async fn goodput(&self, capacity: f64) -> Result<Vec<Goodput>> {
         let mut rows = Vec::new();
         for (position, (door, _)) in doors().iter().enumerate() {
             let mut of_door = Vec::new();
@@ -389,7 +291,7 @@ impl Load {
     }
 
     /// Reports all the time, while the server loses a processor and gets it back.
-    async fn steps(&self) -> Result<Vec<Step>> {
+    pub(super) async fn steps(&self) -> Result<Vec<Step>> {
         let manager = Manager::new(ManagerSettings::default());
         let door = Door::Managed(manager.clone());
         let mut rows = Vec::new();
@@ -437,90 +339,3 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const WANTED: [f64; 4] = [800.0 / 15.0, 400.0 / 15.0, 200.0 / 15.0, 100.0 / 15.0];
 /// A report that comes later is of no use: what the class allows.
 const DEADLINE_MS: f64 = 5_000.0;
-
-/// Taking a slot and giving it back.
-#[derive(Serialize)]
-pub(crate) struct Entry {
-    what: &'static str,
-    /// So many do it at once.
-    tasks: u32,
-    slots: u32,
-    /// Of one of them after the other, divided by their number.
-    median_nanoseconds: f64,
-}
-
-impl Entry {
-    pub(crate) fn print(&self) {
-        println!("{:24} {:>4} tasks {:>4} slots {:>10.0} ns", self.what, self.tasks, self.slots, self.median_nanoseconds);
-    }
-}
-
-pub(crate) async fn entries(settings: &EntrySettings) -> Result<Vec<Entry>> {
-    let mut rows = Vec::new();
-    // Alone, many with room for all, and twice as many as there is room for.
-    for (tasks, slots) in [(1, 64), (64, 64), (64, 32)] {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..settings.runs.max(1) {
-            ours.push(by_the_manager(settings.operations, tasks, slots).await?);
-            theirs.push(by_a_semaphore(settings.operations, tasks, slots).await?);
-        }
-        for (what, seconds) in [("mongo-workload", ours), ("a semaphore, no classes", theirs)] {
-            let median_nanoseconds = middle(seconds.into_iter()) * 1e9 / f64::from(settings.operations);
-            rows.push(Entry { what, tasks, slots, median_nanoseconds });
-        }
-    }
-    Ok(rows)
-}
-
-async fn by_the_manager(operations: u32, tasks: u32, slots: u32) -> Result<f64> {
-    let slots = NonZeroU32::new(slots).ok_or_else(|| Error::internal("no slots"))?;
-    let manager = Manager::new(ManagerSettings::default().with_slots(slots));
-    timed(tasks, move || {
-        let manager = manager.clone();
-        async move {
-            let submission = Submission::read("normal").shape("find by _id");
-            for _ in 0..operations / tasks {
-                let slot = manager.acquire(&submission).await?;
-                held(tasks).await;
-                drop(slot);
-            }
-            Ok(())
-        }
-    })
-    .await
-}
-
-async fn by_a_semaphore(operations: u32, tasks: u32, slots: u32) -> Result<f64> {
-    let semaphore = Arc::new(Semaphore::new(slots as usize));
-    timed(tasks, move || {
-        let semaphore = Arc::clone(&semaphore);
-        async move {
-            for _ in 0..operations / tasks {
-                let slot = semaphore.acquire().await.map_err(|error| Error::internal("closed").with_source(error))?;
-                held(tasks).await;
-                drop(slot);
-            }
-            Ok(())
-        }
-    })
-    .await
-}
-
-/// Where there are many, they hold their slots at the same time.
-async fn held(tasks: u32) {
-    if tasks > 1 {
-        tokio::task::yield_now().await;
-    }
-}
-
-async fn timed<F: Future<Output = Result<()>> + Send + 'static>(tasks: u32, task: impl Fn() -> F) -> Result<f64> {
-    let clock = SystemClock::new();
-    let mut running = JoinSet::new();
-    for _ in 0..tasks {
-        running.spawn(task());
-    }
-    while let Some(done) = running.join_next().await {
-        done??;
-    }
-    Ok(clock.monotonic().as_secs_f64())
-}
