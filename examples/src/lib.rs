@@ -1,5 +1,6 @@
 //! What the examples share: a deployment to work on, progress for a person, a report for a program, one-line failures.
 
+mod load;
 mod progress;
 pub mod shop;
 
@@ -10,6 +11,7 @@ use mongo_core::{CancellationToken, ConnectOptions, Deployment, Error, Result, c
 use mongo_testkit::TestDeployment;
 use serde::Serialize;
 
+pub use load::load_signal;
 pub use progress::{TerminalProgress, human_bytes};
 
 /// Runs an example: prints a failure on one line to standard error and turns it into the exit code.

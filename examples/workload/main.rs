@@ -2,14 +2,15 @@
 //!
 //! With no arguments it loads a MongoDB of its own for ten seconds.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, Subcommand};
-use mongo_core::{Error, Result};
+use mongo_core::{ConnectOptions, Error, Result};
 use mongo_examples::{
-    Host, cancel_on_interrupt, print_json, run,
+    Host, cancel_on_interrupt, load_signal, print_json, run,
     shop::{Door, Ledger, Shop, Traffic, offer, press},
 };
+use mongo_monitor::{Monitor, MonitorSettings};
 use mongo_workload::{Access, Manager, ManagerSettings};
 use serde::Serialize;
 
@@ -107,7 +108,10 @@ fn main() -> ExitCode {
         let host = Host::at(cli.uri.as_deref()).await?;
         eprintln!("{}", host.describe());
         let shop = Shop::open(&host.deployment, "mongo_workload", documents).await?;
-        let report = under_load(&shop, Duration::from_secs(seconds), load).await?;
+        let options = ConnectOptions::from_uri(&host.uri(cli.uri.as_deref()))?;
+        let monitor = Arc::new(Monitor::start(options, MonitorSettings::default()).await?);
+        let settings = ManagerSettings::default().with_load_signal(Arc::new(load_signal(monitor)));
+        let report = under_load(&shop, &Manager::new(settings), Duration::from_secs(seconds), load).await?;
         host.deployment.database("mongo_workload").drop().await?;
         if cli.json {
             print_json(&report)?;
@@ -118,8 +122,7 @@ fn main() -> ExitCode {
     })
 }
 
-async fn under_load(shop: &Shop, time: Duration, load: usize) -> Result<Report> {
-    let manager = Manager::new(ManagerSettings::default());
+async fn under_load(shop: &Shop, manager: &Manager, time: Duration, load: usize) -> Result<Report> {
     let door = Door::Managed(manager.clone());
     // At the till comes who comes; the others always want more.
     let guests = load.saturating_mul(16);
@@ -135,7 +138,7 @@ async fn under_load(shop: &Shop, time: Duration, load: usize) -> Result<Report> 
     let ledgers = tokio::select! {
         ledgers = all => ledgers,
         () = stop.cancelled() => return Err(Error::cancelled()),
-        () = tell(&manager) => return Err(Error::internal("the clock has stopped")),
+        () = tell(manager) => return Err(Error::internal("the clock has stopped")),
     };
     let ledgers = [ledgers.0, ledgers.1, ledgers.2, ledgers.3];
     let busy: f64 = ledgers.iter().map(|ledger| ledger.busy).sum();

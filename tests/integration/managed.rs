@@ -19,9 +19,11 @@ use mongo_core::{
     mongodb::options::{AggregateOptions, FindOptions},
 };
 use mongo_testkit::TestDeployment;
-use mongo_workload::{Access, Class, Classes, JobStatus, Manager, ManagerSettings, Submission};
+use mongo_workload::{
+    Access, Class, Classes, JobStatus, Manager, ManagerSettings, ReadRoute, ReadRouter, RouterSettings, Submission,
+};
 
-use crate::support::{fill, open, own, shared, under_way};
+use crate::support::{endless, fill, gone, open, own, replicated, shared, under_way};
 
 fn is_quiet(manager: &Manager) -> bool {
     let idle = [Access::Read, Access::Write].into_iter().all(|access| manager.slots(access).busy == 0);
@@ -107,20 +109,9 @@ async fn ready_made_operations_keep_to_the_limits_of_their_class() {
     assert_eq!(wrong.outcome().await.unwrap_err().kind(), ErrorKind::Unsupported);
     // Longer than its time: the server itself ends it, and it is tried again at no lower class, as there is none.
     let submission = Submission::read("low").within(Duration::from_millis(300));
-    let late = manager.aggregate(submission, &collection, endless(), AggregateOptions::default()).outcome().await.err();
+    let late = manager.aggregate(submission, &collection, endless("c"), AggregateOptions::default()).outcome().await.err();
     assert_eq!(late.map(|error| error.kind()), Some(ErrorKind::Timeout));
     assert!(is_quiet(&manager), "{manager:?}");
-}
-
-/// What takes a server far longer than any test waits: five hundred documents, each with all others, each of these with all others again, and so on.
-fn endless() -> Vec<Document> {
-    (0..4).fold(Vec::new(), |inner, _| {
-        // It depends on the outer document, so that the server does not keep its result.
-        let mut pipeline = vec![doc! { "$match": { "$expr": { "$ne": ["$_id", "$$outer"] } } }];
-        pipeline.extend(inner);
-        pipeline.push(doc! { "$project": { "_id": 1 } });
-        vec![doc! { "$lookup": { "from": "c", "let": { "outer": "$_id" }, "pipeline": pipeline, "as": "all" } }]
-    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,7 +122,7 @@ async fn what_is_cancelled_ends_on_the_server_too() {
     let manager = Manager::new(ManagerSettings::default());
     let admin = server.client().await.unwrap();
     for cancels in [true, false] {
-        let job = manager.aggregate(Submission::read("critical"), &collection, endless(), AggregateOptions::default());
+        let job = manager.aggregate(Submission::read("critical"), &collection, endless("c"), AggregateOptions::default());
         let comment = doc! { "command.comment": { "$regex": "^mongo-workload class=critical" } };
         let never = tokio::spawn(std::future::pending::<()>());
         under_way(&admin, comment.clone(), &never).await;
@@ -148,19 +139,28 @@ async fn what_is_cancelled_ends_on_the_server_too() {
     }
 }
 
-/// Whether no such operation is left within ten seconds.
-async fn gone(client: &mongo_core::mongodb::Client, operation: &Document) -> bool {
-    let look = async {
-        loop {
-            let stages = [doc! { "$currentOp": {} }, doc! { "$match": operation.clone() }];
-            let mut found = client.database("admin").aggregate(stages).await.unwrap();
-            if !found.advance().await.unwrap() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), look).await.is_ok()
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cancelled_ends_also_on_the_secondary_that_has_it() {
+    let server = TestDeployment::replica_set(3).start().await.unwrap();
+    let deployment = open(&server).await;
+    fill(&deployment, "shop", "c", 500).await;
+    replicated(&deployment, 3).await;
+    let secondary = (server.primary().await.unwrap() + 1) % 3;
+    let router = ReadRouter::open(&deployment, RouterSettings::default().with_weight(server.member((secondary + 1) % 3).host_port(), 0));
+    let target = router.await.unwrap().choose(&ReadRoute::secondary()).unwrap();
+    assert_eq!(target.address, server.member(secondary).host_port());
+    let collection = deployment.database("shop").collection::<Document>("c");
+    let manager = Manager::new(ManagerSettings::default());
+    let options = AggregateOptions::builder().selection_criteria(target.selection).build();
+    let job = manager.aggregate(Submission::read("critical"), &collection, endless("c"), options);
+    let member = server.member(secondary).client().await.unwrap();
+    let comment = doc! { "command.comment": { "$regex": "^mongo-workload class=critical" } };
+    let never = tokio::spawn(std::future::pending::<()>());
+    under_way(&member, comment.clone(), &never).await;
+    never.abort();
+    job.cancel();
+    assert_eq!(job.outcome().await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(gone(&member, &comment).await, "it is still at work");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,28 +1,37 @@
 //! Read routing among the members of a real replica set.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
 
 use mongo_core::{
     CancellationToken, Deployment, ErrorKind, Result,
+    breaker::BreakerSettings,
     bson::{Document, doc},
+    metrics::MemoryMetrics,
     mongodb::options::WriteConcern,
 };
 use mongo_testkit::TestDeployment;
-use mongo_workload::{MemberRole, ReadRoute, ReadRouter, ReadToken, RouterSettings, Target};
+use mongo_workload::{MemberRole, ReadRoute, ReadRouter, ReadToken, RouterSettings, Target, Tier};
 
-use crate::support::{mark, open, own, release, stop_followers};
+use crate::support::{endless, fill, gone, mark, open, own, release, replicated, stop_followers};
 
 async fn three() -> (TestDeployment, Deployment, ReadRouter) {
     let server = TestDeployment::replica_set(3).start().await.unwrap();
     let deployment = open(&server).await;
-    let majority = deployment.database("shop").collection::<Document>("c");
-    let everywhere = WriteConcern::builder().w(mongo_core::mongodb::options::Acknowledgment::Nodes(3)).build();
-    majority.insert_one(doc! { "_id": 1 }).write_concern(everywhere).await.unwrap();
-    // Patient: other tests are at work as well.
+    deployment.database("shop").collection::<Document>("c").insert_one(doc! { "_id": 1 }).await.unwrap();
+    replicated(&deployment, 3).await;
+    let router = ReadRouter::open(&deployment, patient()).await.unwrap();
+    (server, deployment, router)
+}
+
+/// Other tests are at work as well.
+fn patient() -> RouterSettings {
     let mut settings = RouterSettings::default();
     (settings.answer_within, settings.believe_for) = (Duration::from_secs(2), Duration::from_secs(20));
-    let router = ReadRouter::open(&deployment, settings).await.unwrap();
-    (server, deployment, router)
+    settings
 }
 
 /// Who answers.
@@ -130,6 +139,81 @@ async fn a_member_that_hangs_is_passed_over_and_an_election_is_followed() {
     tokio::time::timeout(Duration::from_secs(60), followed).await.expect("the new primary is not found");
     let (_, role) = router.read(&ReadRoute::primary(), |target| who(&deployment, target)).await.unwrap();
     assert_eq!(role, MemberRole::Primary);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_hangs_on_one_member_is_served_by_another_and_ends_on_the_first() {
+    let (server, deployment, _) = three().await;
+    fill(&deployment, "shop", "big", 500).await;
+    replicated(&deployment, 3).await;
+    let metrics = MemoryMetrics::default();
+    let router = ReadRouter::open_with_metrics(&deployment, patient(), &metrics).await.unwrap();
+    let big = deployment.database("shop").collection::<Document>("big");
+    let route = ReadRoute::secondary().hedged("aggregate big");
+    let quick = || vec![doc! { "$limit": 1 }, doc! { "$project": { "_id": 1 } }];
+    let read = async |hangs: Option<String>| {
+        let asked_it = AtomicU32::new(0);
+        let work = |target: Target| {
+            let is_it = hangs.as_deref() == Some(target.address.as_str());
+            asked_it.fetch_add(u32::from(is_it), Relaxed);
+            let stages = if is_it { endless("big") } else { quick() };
+            let aggregate = big.aggregate(stages).comment("hedged").selection_criteria(target.selection);
+            async move {
+                aggregate.await?;
+                Ok(target.address)
+            }
+        };
+        let by = tokio::time::timeout(Duration::from_secs(60), router.read(&route, work)).await.expect("nobody answers");
+        (by.unwrap(), asked_it.into_inner())
+    };
+    for _ in 0..100 {
+        read(None).await;
+        router.ask().await.unwrap();
+    }
+    let secondary = (server.primary().await.unwrap() + 1) % 3;
+    let hangs = server.member(secondary).host_port();
+    let mut asked = 0;
+    for _ in 0..10 {
+        let (by, asked_it) = read(Some(hangs.clone())).await;
+        assert_ne!(by, hangs);
+        asked += asked_it;
+        router.ask().await.unwrap();
+    }
+    assert!(asked > 0, "it is the turn of one of two in ten reads");
+    let won = metrics.counter_value("mongo_workload_hedges_total", &[("outcome", "won")]);
+    assert!(won >= Some(u64::from(asked)), "{won:?} of {asked}");
+    let member = server.member(secondary).client().await.unwrap();
+    assert!(gone(&member, &doc! { "command.comment": "hedged" }).await, "what nobody waits for any more is still at work");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overload_is_not_passed_on_as_a_multiple_of_itself() {
+    let (server, deployment, _) = three().await;
+    // Breakers would end it sooner.
+    let mut settings = patient();
+    settings.breaker = BreakerSettings::default().with_failures_to_open(1000);
+    let router = ReadRouter::open(&deployment, settings).await.unwrap();
+    // IngressRequestRateLimitExceeded, as a server says that has too much to do.
+    for member in 0..3 {
+        server.fail_command(member, "alwaysOn", doc! { "failCommands": ["distinct"], "errorCode": 462 }).await.unwrap();
+    }
+    let orders = deployment.database("shop").collection::<Document>("c");
+    let asked = AtomicU32::new(0);
+    let mut gave_up = 0;
+    for _ in 0..60 {
+        router.ask().await.unwrap();
+        let read = router.read(&ReadRoute::chain([Tier::Any]), |target| {
+            asked.fetch_add(1, Relaxed);
+            let distinct = orders.distinct("_id", doc! {}).selection_criteria(target.selection);
+            async move { Ok(distinct.await?) }
+        });
+        let error = read.await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        gave_up += u32::from(error.to_string().contains("retry budget spent"));
+    }
+    // Ten more from the beginning, and one for each five reads.
+    let asked = asked.into_inner();
+    assert!((60..=60 + 10 + 12).contains(&asked) && gave_up > 0, "{asked} asked, {gave_up} gave up");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,10 @@ use mongo_core::{
     ConnectOptions, Deployment,
     bson::{Document, RawDocumentBuf, Timestamp, doc, rawdoc},
     connect,
-    mongodb::{Client, Database},
+    mongodb::{
+        Client, Database,
+        options::{Acknowledgment, WriteConcern},
+    },
     transfer::oplog::Oplog,
 };
 use mongo_testkit::TestDeployment;
@@ -89,6 +92,13 @@ pub(crate) async fn mark(deployment: &Deployment) -> Timestamp {
         tokio::task::yield_now().await;
     }
     position
+}
+
+/// Waits until all that was written is on each of so many members.
+pub(crate) async fn replicated(deployment: &Deployment, members: u32) {
+    let everywhere = WriteConcern::builder().w(Acknowledgment::Nodes(members)).build();
+    let marks = deployment.database("mark").collection::<Document>("marks");
+    marks.insert_one(doc! {}).write_concern(everywhere).await.unwrap();
 }
 
 /// Numbered documents in `database.collection`.
@@ -206,4 +216,30 @@ pub(crate) fn example(name: &str) -> PathBuf {
 /// Runs an example and waits for it.
 pub(crate) fn run_example(name: &str, arguments: &[&str]) -> Output {
     Command::new(example(name)).args(arguments).output().unwrap()
+}
+
+/// Whether no such operation is left within ten seconds.
+pub(crate) async fn gone(client: &Client, operation: &Document) -> bool {
+    let look = async {
+        loop {
+            let stages = [doc! { "$currentOp": {} }, doc! { "$match": operation.clone() }];
+            let mut found = client.database("admin").aggregate(stages).await.unwrap();
+            if !found.advance().await.unwrap() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), look).await.is_ok()
+}
+
+/// What takes a server far longer than any test waits: five hundred documents of a collection, each with all others, each of these with all others again, and so on.
+pub(crate) fn endless(collection: &str) -> Vec<Document> {
+    (0..4).fold(Vec::new(), |inner, _| {
+        // It depends on the outer document, so that the server does not keep its result.
+        let mut pipeline = vec![doc! { "$match": { "$expr": { "$ne": ["$_id", "$$outer"] } } }];
+        pipeline.extend(inner);
+        pipeline.push(doc! { "$project": { "_id": 1 } });
+        vec![doc! { "$lookup": { "from": collection, "let": { "outer": "$_id" }, "pipeline": pipeline, "as": "all" } }]
+    })
 }

@@ -513,3 +513,58 @@ async fn what_cannot_be_done_in_time_any_more_is_not_begun() {
     });
     assert_eq!((ended.unwrap_err().kind(), begun.load(Relaxed)), (ErrorKind::Timeout, 0), "300 ms are too little for it");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_reserved_is_left_however_loaded_the_server_says_that_it_is() {
+    let signal = || {
+        let mut load = Load::default();
+        load.read_tickets = crate::load::Tickets::new(1, 5);
+        Some(load)
+    };
+    let classes = Classes::default();
+    let critical = classes.iter().find(|class| class.name == "critical").unwrap().reserved;
+    let manager = Manager::new(ManagerSettings::default().with_classes(classes).with_load_signal(Arc::new(signal)));
+    drop(manager.acquire(&Submission::read("low")).await.unwrap());
+    assert_eq!(manager.slots(Access::Read).total, 1, "nobody claims anything");
+    let held = manager.acquire(&Submission::read("critical")).await.unwrap();
+    assert_eq!(manager.slots(Access::Read).total, critical + 1);
+    // And so the others still have one.
+    let other = tokio::time::timeout(MS, manager.acquire(&Submission::read("low"))).await;
+    assert!(other.is_ok_and(|other| other.is_ok()));
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_signal_that_panics_knows_nothing_and_harms_nobody() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let counts = Arc::clone(&asked);
+    let signal = move || -> Option<Load> {
+        assert!(counts.fetch_add(1, Relaxed) > 1000, "on purpose");
+        None
+    };
+    let manager = Manager::new(settings(2, |_| {}).with_load_signal(Arc::new(signal)));
+    for _ in 0..10 {
+        manager.run(&Submission::read("high"), |_| takes(400 * MS)).await.unwrap();
+    }
+    assert!(asked.load(Relaxed) >= 10);
+    assert_eq!(manager.slots(Access::Read), Slots { total: 2, busy: 0 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_long_it_takes_to_fail_is_not_taken_for_how_long_it_takes() {
+    let manager = manager(1);
+    let scan = Submission::read("low").shape("scan");
+    manager.run(&scan, |_| takes(1000 * MS)).await.unwrap();
+    for _ in 0..50 {
+        let failed = manager.run(&scan, |_| async { Err::<(), _>(Error::new(ErrorKind::Rejected, "no such index")) }).await;
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::Rejected);
+    }
+    // If it were taken for cheap, this would be let in to wait in vain.
+    let holder = manager.acquire(&scan).await.unwrap();
+    let mut waiting = Box::pin(manager.run(&scan, |_| takes(1000 * MS)));
+    assert!(futures_poll(waiting.as_mut()).await.is_none());
+    let refused = manager.run(&scan.clone().within(1500 * MS), |_| takes(1000 * MS)).await.unwrap_err();
+    assert!(refused.to_string().contains("in time"), "{refused}");
+    drop(holder);
+    waiting.await.unwrap();
+}
