@@ -19,7 +19,8 @@ fn load_of(view: &View) -> Option<Load> {
     let tickets = |op, kind| {
         let out = number("mongodb_tickets", &[op, "out"])?;
         // Before 7.0 nobody counts who waits for a ticket; who waits for a lock may wait for one.
-        let waiting = number("mongodb_ticket_queue_length", &[op, "normal"]).or_else(|| number("mongodb_global_lock_queue", &[kind]))?;
+        let waiting =
+            number("mongodb_ticket_queue_length", &[op, "normal"]).or_else(|| number("mongodb_global_lock_queue", &[kind]))?;
         Some(Tickets::new(whole(out), whole(waiting)))
     };
     let mut load = Load::default();
@@ -33,7 +34,7 @@ fn load_of(view: &View) -> Option<Load> {
     }
     // Of a member that is late on purpose only what it is beyond that.
     let lags = primary.readings.iter().filter(|reading| reading.metric.name == "mongodb_replica_lag_beyond_delay_seconds");
-    load.lag = Duration::from_secs_f64(lags.map(|reading| reading.as_number()).fold(0.0, f64::max));
+    load.lag = Duration::try_from_secs_f64(lags.map(|reading| reading.as_number()).fold(0.0, f64::max)).unwrap_or_default();
     Some(load)
 }
 

@@ -133,10 +133,14 @@ impl Class {
             return wrong("a class that may have nothing under way never does anything: set max_concurrent to 1 or more");
         }
         if self.max_beside_urgent == 0 {
-            return wrong("a class that may have nothing under way beside more urgent ones may never do anything: set max_beside_urgent to 1 or more");
+            return wrong(
+                "a class that may have nothing under way beside more urgent ones may never do anything: set max_beside_urgent to 1 or more",
+            );
         }
         if self.reserved > self.max_concurrent.min(self.max_beside_urgent) {
-            return wrong("more is reserved for a class than may be under way of it: lower reserved, or raise max_concurrent and max_beside_urgent");
+            return wrong(
+                "more is reserved for a class than may be under way of it: lower reserved, or raise max_concurrent and max_beside_urgent",
+            );
         }
         if self.time_limit < Duration::from_millis(1) || self.time_limit > LONGEST {
             return wrong("a time limit lies between a millisecond and a day");

@@ -202,6 +202,7 @@ impl Inner {
             told.observed.push(Observed::Would(class, rule));
             Ok(())
         };
+        state.scheduler.yield_to_urgent(now);
         let shape = state.costs.key(class, access, &submission.shape);
         let request = Request { class, access, cost: state.costs.expected(shape), memory_bytes };
         let wait = state.scheduler.expected_wait(class, access);
@@ -277,7 +278,8 @@ impl Inner {
             if Some(begun.id) == own {
                 begun_itself = Some(begun);
             } else if let Some(Waiter { shape, deadline, tell }) = state.waiting.remove(&begun.id) {
-                let held = Some(Held { begun, shape, since: instant, fared: Fared::Well });
+                // Until who waits has it: one that has gone away says nothing of how long such work takes.
+                let held = Some(Held { begun, shape, since: instant, fared: Fared::Unknown });
                 told.permits.push((tell, Permit { inner: Arc::clone(self), held, deadline }));
             } else {
                 // Cannot be: whatever waits in the scheduler waits here.

@@ -19,11 +19,12 @@ use mongo_core::{
     mongodb::options::{AggregateOptions, FindOptions},
 };
 use mongo_testkit::TestDeployment;
-use mongo_workload::{
-    Access, Class, Classes, JobStatus, Manager, ManagerSettings, ReadRoute, ReadRouter, RouterSettings, Submission,
-};
+use mongo_workload::{Access, Class, Classes, JobStatus, Manager, ManagerSettings, ReadRoute, ReadRouter, Submission};
 
-use crate::support::{endless, fill, gone, open, own, replicated, shared, under_way};
+use crate::{
+    routing::patient,
+    support::{endless, fill, gone, open, own, replicated, shared, under_way},
+};
 
 fn is_quiet(manager: &Manager) -> bool {
     let idle = [Access::Read, Access::Write].into_iter().all(|access| manager.slots(access).busy == 0);
@@ -146,7 +147,8 @@ async fn what_is_cancelled_ends_also_on_the_secondary_that_has_it() {
     fill(&deployment, "shop", "c", 500).await;
     replicated(&deployment, 3).await;
     let secondary = (server.primary().await.unwrap() + 1) % 3;
-    let router = ReadRouter::open(&deployment, RouterSettings::default().with_weight(server.member((secondary + 1) % 3).host_port(), 0));
+    let other = server.member((secondary + 1) % 3).host_port();
+    let router = ReadRouter::open(&deployment, patient().with_weight(other, 0));
     let target = router.await.unwrap().choose(&ReadRoute::secondary()).unwrap();
     assert_eq!(target.address, server.member(secondary).host_port());
     let collection = deployment.database("shop").collection::<Document>("c");

@@ -379,17 +379,19 @@ impl Inner {
         };
         // Age and the end of a reservation come by themselves, and nobody tells of them.
         let mut look_again = Instant::now() + self.class(class).ages_after.min(RESERVED_FOR);
-        let permit = loop {
+        let mut permit = loop {
             match timeout_at(place.deadline.min(look_again), &mut told).await {
                 Ok(Ok(permit)) => break permit,
                 Ok(Err(_)) => return Err(Error::internal("a waiting operation was forgotten")),
                 Err(_) if look_again < place.deadline => {
                     look_again = Instant::now() + RESERVED_FOR;
+                    self.heed_load();
                     self.adjust_all();
                 }
                 Err(_) => return Err(self.too_late(class, "the operation's time was up before its turn came")),
             }
         };
+        permit.fared(Fared::Well);
         let (is_over, is_in_time) = (Instant::now() >= permit.deadline(), permit.is_in_time());
         if is_over || !is_in_time && self.class(class).enforces(Rule::Deadline) {
             permit.give_back_unused();

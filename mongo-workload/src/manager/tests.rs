@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use mongo_core::metrics::MemoryMetrics;
+use proptest::prelude::*;
 use tokio::time::sleep;
 
 use super::*;
@@ -567,4 +568,94 @@ async fn how_long_it_takes_to_fail_is_not_taken_for_how_long_it_takes() {
     assert!(refused.to_string().contains("in time"), "{refused}");
     drop(holder);
     waiting.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_away_when_its_turn_comes_does_not_make_such_work_look_cheap() {
+    let manager = manager(1);
+    let scan = Submission::read("critical").shape("scan");
+    manager.run(&scan, |_| takes(1000 * MS)).await.unwrap();
+    let holder = manager.acquire(&scan).await.unwrap();
+    let mut waiting: Vec<_> = (0..30).map(|_| Box::pin(manager.acquire(&scan))).collect();
+    for future in &mut waiting {
+        assert!(futures_poll(future.as_mut()).await.is_none());
+    }
+    // The slot goes from one to the next, and none takes it.
+    drop(holder);
+    drop(waiting);
+    let holder = manager.acquire(&scan).await.unwrap();
+    let mut waits = Box::pin(manager.run(&scan, |_| takes(1000 * MS)));
+    assert!(futures_poll(waits.as_mut()).await.is_none());
+    let refused = manager.run(&scan.clone().within(1500 * MS), |_| takes(1000 * MS)).await.unwrap_err();
+    assert!(refused.to_string().contains("in time"), "{refused}");
+    drop(holder);
+    waits.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_begins_when_the_load_has_gone_though_nothing_ends_or_comes() {
+    let dirty = Arc::new(AtomicU32::new(90));
+    let told = Arc::clone(&dirty);
+    let signal = move || {
+        let mut load = Load::default();
+        load.dirty_cache = f64::from(told.load(Relaxed)) / 100.0;
+        Some(load)
+    };
+    let manager = Manager::new(settings(10, |_| {}).with_load_signal(Arc::new(signal)));
+    let submission = Submission::read("high");
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(manager.acquire(&submission).await.unwrap());
+    }
+    let began = Instant::now();
+    let waiting = tokio::spawn({
+        let (manager, submission) = (manager.clone(), submission.clone());
+        async move { manager.acquire(&submission).await.map(drop) }
+    });
+    sleep(MS).await;
+    assert!(!waiting.is_finished());
+    dirty.store(0, Relaxed);
+    waiting.await.unwrap().unwrap();
+    assert!(began.elapsed() <= RESERVED_FOR + 100 * MS, "{:?}", began.elapsed());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Under arrivals at random, of costs of 1 to 100, some of which are given up: no work begins when its time is up, each is done once at most, and nothing is left over.
+    #[test]
+    fn no_expired_work_is_executed(slots in 1_u32..6, seed: u64) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let manager = manager(slots);
+            let begun = Arc::new(Mutex::new(HashMap::<u32, u32>::new()));
+            let mut all = tokio::task::JoinSet::new();
+            for number in 0..300 {
+                sleep(MS * random.u32(0..20)).await;
+                let class = ["critical", "high", "normal", "low"][random.usize(0..4)];
+                let (within, cost) = (MS * random.u32(1..400), MS * random.u32(1..=100));
+                let submission = if random.bool() { Submission::read(class) } else { Submission::write(class) };
+                let submission = submission.shape(if cost < 20 * MS { "cheap" } else { "dear" }).within(within);
+                let given_up = MS * random.u32(1..1000);
+                let (manager, begun) = (manager.clone(), Arc::clone(&begun));
+                all.spawn(async move {
+                    let due = Instant::now() + within;
+                    let work = |limits: Limits| {
+                        assert!(limits.attempt > 1 || Instant::now() < due, "it began when its time was up");
+                        assert!(limits.max_time >= MS && limits.max_time <= Duration::from_secs(60));
+                        *begun.lock().unwrap().entry(number).or_default() += 1;
+                        takes(cost.min(limits.max_time))
+                    };
+                    let _given_up = tokio::time::timeout(given_up, manager.run(&submission, work)).await;
+                });
+            }
+            while let Some(done) = all.join_next().await {
+                done.unwrap();
+            }
+            assert!(begun.lock().unwrap().len() > 20);
+            assert!(manager.status().iter().all(|class| (class.running, class.waiting) == (0, 0)));
+            assert!(Access::ALL.iter().all(|access| manager.slots(*access).busy == 0));
+        });
+    }
 }

@@ -22,9 +22,13 @@ impl Default for Hedges {
 }
 
 impl Hedges {
-    /// After how long a second member is asked. `None` as long as too little is known of reads of this shape. To be asked once for each read.
-    pub(super) fn delay(&self, shape: &str) -> Option<Duration> {
+    /// For each read.
+    pub(super) fn earn(&self) {
         self.budget.deposit();
+    }
+
+    /// After how long a second member is asked. `None` as long as too little is known of reads of this shape.
+    pub(super) fn delay(&self, shape: &str) -> Option<Duration> {
         self.with(shape, |recent| recent.delay)
     }
 
@@ -121,7 +125,7 @@ mod tests {
         let hedges = Hedges::default();
         let mut paid = 0;
         for _ in 0..2000 {
-            hedges.delay("find");
+            hedges.earn();
             paid += u32::from(hedges.pay());
         }
         assert!((100..=110).contains(&paid), "{paid}");

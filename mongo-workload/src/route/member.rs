@@ -154,7 +154,7 @@ fn compared(answers: Vec<Answer>) -> Vec<MemberState> {
         .max()
         .or_else(|| answers.iter().map(|answer| answer.written).max());
     let lag = |answer: &Answer| {
-        let behind = newest.map_or(0, |newest| newest.timestamp_millis() - answer.written.timestamp_millis());
+        let behind = newest.map_or(0, |newest| newest.timestamp_millis().saturating_sub(answer.written.timestamp_millis()));
         Duration::from_millis(u64::try_from(behind).unwrap_or(0))
     };
     answers

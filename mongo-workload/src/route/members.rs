@@ -6,9 +6,7 @@ use std::{
 };
 
 use mongo_core::{
-    CircuitBreaker, Error, ErrorKind, Result, RetryBudget,
-    breaker::BreakerPermit,
-    metrics::MetricsSink,
+    CircuitBreaker, Error, ErrorKind, Result, RetryBudget, breaker::BreakerPermit, metrics::MetricsSink,
     mongodb::options::SelectionCriteria,
 };
 use tokio::time::Instant;
@@ -67,6 +65,8 @@ impl Members {
         let mut members = self.lock();
         for state in states {
             match members.get_mut(&state.address) {
+                // Of two rounds at once the later one may have begun earlier.
+                Some(known) if known.state.seen > state.seen => {}
                 Some(known) => known.state = state,
                 None => {
                     let selection = member::only(&state.address)?;
@@ -94,9 +94,13 @@ impl Members {
     pub(super) fn choose_of(&self, tier: Tier, route: &ReadRoute, tried: &[String]) -> Option<Chosen> {
         let members = self.lock();
         let now = Instant::now();
+        // One that has not heard yet that it does not lead any more may lack what its successor has.
+        let primaries = members.values().filter(|known| known.state.role == MemberRole::Primary);
+        let leads = primaries.map(|known| known.state.applied).max();
         let mut fit: Vec<(&Known, u32)> = members
             .values()
-            .filter(|known| !tried.contains(&known.state.address) && self.is_fit(&known.state, tier, route, now))
+            .filter(|known| !tried.contains(&known.state.address))
+            .filter(|known| self.is_fit(&known.state, tier, route, now, leads == Some(known.state.applied)))
             .map(|known| (known, self.settings.weights.get(&known.state.address).copied().unwrap_or(1)))
             .filter(|(_, weight)| *weight > 0)
             .collect();
@@ -111,14 +115,15 @@ impl Members {
         None
     }
 
-    fn is_fit(&self, state: &MemberState, tier: Tier, route: &ReadRoute, now: Instant) -> bool {
+    /// `leads` if no other primary is known that has come further.
+    fn is_fit(&self, state: &MemberState, tier: Tier, route: &ReadRoute, now: Instant, leads: bool) -> bool {
         let age = now.saturating_duration_since(state.seen);
         let role = match tier {
             Tier::Any => true,
             Tier::Primary => state.role == MemberRole::Primary,
             Tier::Secondaries => state.role == MemberRole::Secondary,
         };
-        let is_primary = state.role == MemberRole::Primary;
+        let is_primary = state.role == MemberRole::Primary && leads;
         role && age < self.settings.believe_for
             // It may have fallen behind by as much since it was asked.
             && (is_primary || route.max_lag.is_none_or(|most| state.lag + age <= most))

@@ -122,15 +122,11 @@ impl ReadRouter {
     }
 
     /// As [`open`](Self::open), and tells `metrics` of the reads: how they ended (`mongo_workload_routed_total` by `outcome`), how often one went on to the next member
-    /// (`mongo_workload_rerouted_total`), and of a second member that was asked whether it was the first to answer (`mongo_workload_hedges_total` by `outcome`).
+    /// (`mongo_workload_rerouted_total`), and of reads that a second member was asked for whether it was the one that served (`mongo_workload_hedges_total` by `outcome`).
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn open_with_metrics(
-        deployment: &Deployment,
-        settings: RouterSettings,
-        metrics: &dyn MetricsSink,
-    ) -> Result<Self> {
+    pub async fn open_with_metrics(deployment: &Deployment, settings: RouterSettings, metrics: &dyn MetricsSink) -> Result<Self> {
         let router = Self(Arc::new(Inner { deployment: deployment.clone(), members: Members::new(settings, metrics) }));
         router.ask().await?;
         Ok(router)

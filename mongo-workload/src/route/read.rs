@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Target,
     members::{Chosen, Members},
-    read_route::ReadRoute,
+    read_route::{ReadRoute, Tier},
 };
 
 /// What an error says.
@@ -42,6 +42,9 @@ impl Members {
         Fut: Future<Output = Result<T>>,
     {
         self.retries.deposit();
+        if route.hedged.is_some() {
+            self.hedges.earn();
+        }
         let mut tried: Vec<String> = Vec::new();
         let mut last: Option<Error> = None;
         loop {
@@ -84,7 +87,9 @@ impl Members {
         F: Fn(Target) -> Fut,
         Fut: Future<Output = Result<T>>,
     {
-        let (began, tier) = (Instant::now(), chosen.tier);
+        let began = Instant::now();
+        // A primary has enough to do.
+        let tier = if chosen.tier == Tier::Any { Tier::Secondaries } else { chosen.tier };
         let delay = self.hedges.delay(shape);
         let mut first = pin!(read_from(chosen, work));
         let early = match delay {
@@ -106,12 +111,13 @@ impl Members {
                     tokio::select! {
                         biased;
                         result = &mut first => {
-                            self.instruments.hedges_lost.add(1);
-                            or_else(result, second).await
+                            let is_served = result.is_ok();
+                            let result = or_else(result, second).await;
+                            self.instruments.hedged(!is_served && result.is_ok());
+                            result
                         }
                         result = &mut second => {
-                            self.instruments.hedges_won.add(u64::from(result.is_ok()));
-                            self.instruments.hedges_lost.add(u64::from(result.is_err()));
+                            self.instruments.hedged(result.is_ok());
                             or_else(result, first).await
                         }
                     }
@@ -132,6 +138,8 @@ async fn or_else<T>(result: Result<T, Fault>, other: impl Future<Output = Result
         Err(fault) => match (other.await, fault) {
             // Somebody could not be reached, but the time of the other is up, or the other way round: the time is up.
             (Err(Fault::Member(_)), Fault::Time(error)) => Err(Fault::Time(error)),
+            // An overload is told, as going on after it has to be paid for.
+            (Err(Fault::Member(_)), Fault::Member(error)) if error.is_overload() => Err(Fault::Member(error)),
             (other, _) => other,
         },
     }
@@ -151,7 +159,12 @@ where
             Ok(value)
         }
         Err(error) if error.kind() == ErrorKind::Unavailable => {
-            permit.failed();
+            // Who has too much to do is well: if it were left alone, the others would have its work as well.
+            if error.is_overload() {
+                drop(permit);
+            } else {
+                permit.failed();
+            }
             Err(Fault::Member(error.with_context("member", address)))
         }
         Err(error) if error.kind() == ErrorKind::Timeout && error.server_code().is_none() => {
@@ -182,10 +195,14 @@ pub(super) struct ReadInstruments {
 impl ReadInstruments {
     pub(super) fn new(sink: &dyn MetricsSink) -> Self {
         let routed = |outcome| {
-            sink.counter("mongo_workload_routed_total", "Reads that were routed to a member, by how they ended.", &[("outcome", outcome)])
+            sink.counter(
+                "mongo_workload_routed_total",
+                "Reads that were routed to a member, by how they ended.",
+                &[("outcome", outcome)],
+            )
         };
         let hedges = |outcome| {
-            let help = "Reads that a second member was asked for, by whether it answered first.";
+            let help = "Reads that a second member was asked for, by whether it was the one that served.";
             sink.counter("mongo_workload_hedges_total", help, &[("outcome", outcome)])
         };
         Self {
@@ -194,6 +211,14 @@ impl ReadInstruments {
             rerouted: sink.counter("mongo_workload_rerouted_total", "Reads that went on to another member.", &[]),
             hedges_won: hedges("won"),
             hedges_lost: hedges("lost"),
+        }
+    }
+
+    fn hedged(&self, second_served: bool) {
+        if second_served {
+            self.hedges_won.add(1);
+        } else {
+            self.hedges_lost.add(1);
         }
     }
 

@@ -76,9 +76,11 @@ impl ReadRoute {
 
     /// Asks a second member where the first takes longer than 95 of a hundred reads of this shape took lately, and takes what comes first.
     ///
-    /// The second is of the same [`Tier`] as the first and fit for the route like it, so a read that goes to a primary is never hedged. No more than a twentieth of the reads are asked of a second member, and ten
+    /// The second is a secondary that is fit for the route like the first; a read that is for the primary is not hedged. No more than a twentieth of the reads are asked of a second member, and ten
     /// more after a quiet time, so that hedging adds little to an overload. A shape is any name for reads that take alike, as for [`Submission::shape`](crate::Submission::shape); the first 32 of a shape are not
     /// hedged, and shapes beyond a thousand are taken for alike. If a manager runs the read, both have the one slot.
+    ///
+    /// What loses costs a connection, which is closed with it; and where all connections of the client to a member are taken, it is the driver's queue that is waited in: see the end of the crate's docs.
     ///
     /// ```
     /// use mongo_workload::ReadRoute;

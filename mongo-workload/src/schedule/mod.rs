@@ -225,9 +225,7 @@ impl Scheduler {
 
     /// What may begin now. To be asked again until it gives nothing.
     pub(crate) fn next(&mut self, now: Duration) -> Option<Begun> {
-        if self.anybody_yields {
-            self.yield_to_urgent(now);
-        }
+        self.yield_to_urgent(now);
         for access in Access::ALL {
             // What nobody wants is not saved up.
             if self.pools[access.position()].lane > 0.0 && !self.anybody_is_aged(now, access) {
@@ -240,19 +238,28 @@ impl Scheduler {
         self.begin(now, chosen)
     }
 
-    /// Finds out how many of each class may be under way now.
-    fn yield_to_urgent(&mut self, now: Duration) {
+    /// Finds out how many of each class may be under way now. [`next`](Self::next) does; who asks before it whether something can wait has it done first.
+    pub(crate) fn yield_to_urgent(&mut self, now: Duration) {
+        if !self.anybody_yields {
+            return;
+        }
         let mut anything_urgent = false;
         for position in 0..self.classes.len() {
             let class = &mut self.classes[position];
+            let before = class.most_now;
             class.most_now = if anything_urgent { class.max_beside_urgent } else { class.max_concurrent };
+            if class.most_now > before {
+                self.pools.iter_mut().for_each(|pool| pool.save_nothing_up(position));
+            }
             anything_urgent = anything_urgent || self.pools.iter().any(|pool| self.wants(pool, position, now));
         }
     }
 
     fn anybody_is_aged(&self, now: Duration, access: Access) -> bool {
         self.pools[access.position()].flows.iter().zip(&self.classes).any(|(flow, class)| {
-            flow.waiting.values().next().is_some_and(|head| head.since.saturating_add(class.ages_after) <= now)
+            // Whom the limits of its own class hold up cannot use it.
+            let head = flow.waiting.values().next().filter(|head| class.has_room(head.request.memory_bytes));
+            head.is_some_and(|head| head.since.saturating_add(class.ages_after) <= now)
         })
     }
 
@@ -271,7 +278,7 @@ impl Scheduler {
         for (position, flow) in pool.flows.iter().enumerate() {
             let Some(head) = flow.waiting.values().next() else { continue };
             let class = &self.classes[position];
-            if !class.has_room(head.request.memory_bytes) || self.gives_way(access, position, head.since) {
+            if !class.has_room(head.request.memory_bytes) || self.gives_way(now, access, position, head.since) {
                 continue;
             }
             let candidate = Candidate { access, position, since: head.since, aged: false };
@@ -296,14 +303,15 @@ impl Scheduler {
         }
     }
 
-    /// Whether an older operation of the same class, that would have a slot among those for the other kind, waits for memory of the class: what is younger
-    /// does not take that away from it.
-    fn gives_way(&self, access: Access, position: usize, since: Duration) -> bool {
+    /// Whether what is younger leaves what its class may have to an older operation of the class that is among those for the other kind: one that has a slot there and waits for memory of the class, or one that
+    /// has aged and waits for a slot, if only one more of the class may be under way. Whenever a slot became free there, the place would be taken by one of this kind otherwise.
+    fn gives_way(&self, now: Duration, access: Access, position: usize, since: Duration) -> bool {
+        let class = &self.classes[position];
         Access::ALL.into_iter().filter(|other| *other != access).any(|other| {
             let pool = &self.pools[other.position()];
-            let head = pool.flows[position].waiting.values().next();
-            !pool.is_full()
-                && head.is_some_and(|head| head.since < since && !self.classes[position].has_room(head.request.memory_bytes))
+            let Some(head) = pool.flows[position].waiting.values().next().filter(|head| head.since < since) else { return false };
+            let waits_for_memory = !pool.is_full() && !class.has_room(head.request.memory_bytes);
+            waits_for_memory || class.has_one_place() && head.since.saturating_add(class.ages_after) <= now
         })
     }
 
@@ -323,20 +331,12 @@ impl Scheduler {
         let Candidate { access, position, aged, .. } = chosen;
         let pool = &mut self.pools[access.position()];
         // How far whoever is furthest behind has come, of those that their own limits let begin: not of who is begun for its age or its reservation.
-        let (mut behind, mut held_back) = (f64::INFINITY, Vec::new());
-        for (flow, class) in pool.flows.iter_mut().zip(&self.classes) {
-            let Some(head) = flow.waiting.values().next() else { continue };
-            if class.has_room(head.request.memory_bytes) {
-                behind = behind.min(flow.virtual_time);
-            } else {
-                held_back.push(flow);
-            }
-        }
+        let able = pool.flows.iter().zip(&self.classes).filter(|(flow, class)| !class.holds_back(flow));
+        let behind =
+            able.filter(|(flow, _)| !flow.waiting.is_empty()).map(|(flow, _)| flow.virtual_time).fold(f64::INFINITY, f64::min);
         if behind.is_finite() {
             pool.virtual_time = pool.virtual_time.max(behind);
         }
-        // Whoever is held back by its own limits does not save up for later.
-        held_back.into_iter().for_each(|flow| flow.virtual_time = flow.virtual_time.max(pool.virtual_time));
         let (id, Waiting { request, since }) = pool.flows[position].waiting.pop_first()?;
         let (flow, class) = (&mut pool.flows[position], &mut self.classes[position]);
         flow.left(request.cost);
@@ -358,6 +358,7 @@ impl Scheduler {
     /// Ends what was begun; `cost` is what it has really cost.
     pub(crate) fn end(&mut self, now: Duration, begun: &Begun, cost: f64) {
         let Request { class: ClassIndex(position), access, cost: estimated, memory_bytes } = begun.request;
+        let was_held_back = self.pools.each_ref().map(|pool| self.classes[position].holds_back(&pool.flows[position]));
         let (class, pool) = (&mut self.classes[position], &mut self.pools[access.position()]);
         let flow = &mut pool.flows[position];
         // What was believed too dear is given back, but not so that the class is ahead of who has waited meanwhile.
@@ -373,6 +374,10 @@ impl Scheduler {
         class.running -= 1;
         class.memory_bytes -= memory_bytes;
         pool.flows[position].wanted_at = Some(now);
+        for (pool, _) in self.pools.iter_mut().zip(was_held_back).filter(|(_, was_held_back)| *was_held_back) {
+            pool.save_nothing_up(position);
+        }
+        let pool = &mut self.pools[access.position()];
         if pool.running == 0 && pool.flows.iter().all(|flow| flow.waiting.is_empty()) {
             // A quiet pool owes nobody anything, and numbers stay small.
             (pool.virtual_time, pool.lane) = (0.0, 0.0);
@@ -402,9 +407,10 @@ impl Scheduler {
         })
     }
 
-    /// Whether anything of a kind waits.
+    /// Whether anything of a kind waits for a slot, and not for what its own class may have.
     pub(crate) fn anything_waits(&self, access: Access) -> bool {
-        self.pools[access.position()].flows.iter().any(|flow| !flow.waiting.is_empty())
+        let flows = &self.pools[access.position()].flows;
+        flows.iter().zip(&self.classes).any(|(flow, class)| !flow.waiting.is_empty() && !class.holds_back(flow))
     }
 
     pub(crate) fn running(&self, access: Access) -> u32 {
@@ -454,6 +460,14 @@ impl Scheduler {
 const LANE_SHARE: f64 = 0.05;
 
 impl Pool {
+    /// For a class that was held back by its own limits and is not, or not as much, any more: what it could not use is not saved up.
+    fn save_nothing_up(&mut self, position: usize) {
+        let flow = &mut self.flows[position];
+        if !flow.waiting.is_empty() {
+            flow.virtual_time = flow.virtual_time.max(self.virtual_time);
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.running >= self.limit && self.strictness != Strictness::Observes
     }
@@ -486,6 +500,11 @@ impl ClassState {
         }
     }
 
+    /// Whether its own limits keep what waits of it from beginning.
+    fn holds_back(&self, flow: &Flow) -> bool {
+        flow.waiting.values().next().is_some_and(|head| !self.has_room(head.request.memory_bytes))
+    }
+
     /// Whether its own limits let one more begin.
     fn has_room(&self, memory_bytes: u64) -> bool {
         match self.beyond(memory_bytes) {
@@ -493,6 +512,11 @@ impl ClassState {
             Some(Rule::Concurrency) => !self.holds_concurrency && (!self.holds_memory || self.has_memory(memory_bytes)),
             Some(_) => !self.holds_memory,
         }
+    }
+
+    /// Whether no more than one more of it may be under way.
+    fn has_one_place(&self) -> bool {
+        self.holds_concurrency && self.running + 1 >= self.most_now
     }
 
     /// The limit that one more is beyond, whether it is in force or not.

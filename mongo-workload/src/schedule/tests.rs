@@ -354,6 +354,68 @@ fn neither_reads_nor_writes_of_a_class_take_all_that_it_may_have() {
 }
 
 #[test]
+fn where_one_place_is_left_neither_reads_nor_writes_of_a_class_starve() {
+    // The first keeps all slots for reads busy. Of the second one may be under way beside it, and there are always writes.
+    let mut both = classes(&[8, 1]);
+    (both[1].max_beside_urgent, both[1].ages_after) = (1, Duration::from_millis(50));
+    let mut simulation = Simulation::new(both, 2);
+    let done = |simulation: &Simulation, access| {
+        simulation.begun.iter().filter(|begun| begun.request.class == ClassIndex(1) && begun.request.access == access).count()
+    };
+    for _ in 0..2000 {
+        while simulation.scheduler.counts(ClassIndex(0)).1 < 4 {
+            simulation.arrive(read(0, 3.0), 3.0);
+        }
+        while simulation.scheduler.counts(ClassIndex(1)).1 < 8 {
+            let access = if simulation.scheduler.pools[0].flows[1].waiting.len() < 4 { Access::Read } else { Access::Write };
+            simulation.arrive(Request { access, ..read(1, 5.0) }, 5.0);
+        }
+        simulation.begin_all();
+        simulation.step();
+    }
+    let (reads, writes) = (done(&simulation, Access::Read), done(&simulation, Access::Write));
+    assert!(reads > 20 && writes > 20, "{reads} reads and {writes} writes");
+}
+
+#[test]
+fn what_the_aged_cannot_use_is_not_saved_up_for_them() {
+    let mut both = classes(&[1, 1]);
+    (both[1].max_concurrent, both[1].ages_after) = (1, Duration::ZERO);
+    let mut simulation = Simulation::new(both, 10);
+    for _ in 0..1000 {
+        for (class, cost) in [(0, 10.0), (1, 100_000.0)] {
+            while simulation.scheduler.counts(ClassIndex(class)).1 < 12 {
+                simulation.arrive(read(class, cost), cost);
+            }
+        }
+        simulation.begin_all();
+        assert!(simulation.scheduler.pools[0].lane <= 0.0, "{}", simulation.scheduler.pools[0].lane);
+        simulation.step();
+    }
+}
+
+#[test]
+fn who_is_held_back_pays_what_its_operations_cost_and_no_more() {
+    // Half of everything is due to each, and the second may have just one of two slots.
+    let mut both = classes(&[1, 1]);
+    both[1].max_concurrent = 1;
+    let mut simulation = Simulation::new(both, 2);
+    for _ in 0..20_000 {
+        while simulation.scheduler.counts(ClassIndex(0)).1 < 4 {
+            simulation.arrive(read(0, 10.0), 10.0);
+        }
+        while simulation.scheduler.counts(ClassIndex(1)).1 < 4 {
+            // It is taken for cheap.
+            simulation.arrive(read(1, 10.0), 1000.0);
+        }
+        simulation.begin_all();
+        simulation.step();
+    }
+    let all: f64 = simulation.served.iter().sum();
+    assert!((simulation.served[1] / all - 0.5).abs() < 0.02, "{:?}", simulation.served);
+}
+
+#[test]
 fn memory_of_a_class_is_given_back() {
     let mut one = classes(&[1]);
     one[0].max_memory_bytes = 100;
@@ -389,6 +451,17 @@ proptest! {
                 }
             }
             simulation.begin_all();
+            // Some go away, and some go on in another class.
+            let given_up = simulation.scheduler.pools[0].flows.iter().enumerate().filter_map(|(class, flow)| Some((class, *flow.waiting.keys().next()?)));
+            let given_up: Vec<_> = given_up.filter(|_| random.u8(0..10) == 0).collect();
+            for (class, id) in given_up {
+                prop_assert!(simulation.scheduler.withdraw(id, ClassIndex(class), Access::Read));
+                let cost = simulation.real.remove(&id).unwrap();
+                let other = (class + 1) % weights.len();
+                if random.bool() && cost <= f64::from(largest[other]) {
+                    simulation.arrive(read(other, cost), cost);
+                }
+            }
             for i in 0..weights.len() {
                 for j in 0..i {
                     let (wi, wj) = (f64::from(weights[i]), f64::from(weights[j]));
@@ -429,6 +502,18 @@ proptest! {
                 arrived.insert(id, (simulation.now, position));
             }
             simulation.begin_all();
+            // Somebody goes away, and sometimes comes back in another class.
+            if random.u8(0..10) == 0
+                && let Some(id) = simulation.real.keys().nth(random.usize(0..simulation.real.len().max(1))).copied()
+                && let Some((_, position)) = arrived.remove(&id)
+            {
+                prop_assert!(simulation.scheduler.withdraw(id, ClassIndex(position), Access::Read));
+                let cost = simulation.real.remove(&id).unwrap();
+                let other = (position + 1) % weights.len();
+                if random.bool() {
+                    arrived.insert(simulation.arrive(read(other, cost), cost), (simulation.now, other));
+                }
+            }
             simulation.step();
         }
         // When each became aged and when it began. What still waits may begin now at the earliest.
@@ -466,6 +551,7 @@ proptest! {
             class.max_memory_bytes = 100;
             class.ages_after = Duration::from_millis(random.u64(1..500));
         }
+        let beside: Vec<u32> = all.iter().map(|class| class.max_beside_urgent).collect();
         let reserves = limits.iter().any(|(_, _, reserved)| *reserved > 0);
         let mut simulation = Simulation::new(all, slots);
         let mut waiting: Vec<(WaitingId, Request)> = Vec::new();
@@ -502,7 +588,13 @@ proptest! {
                 _ => drop(simulation.step()),
             }
             let before: Vec<u32> = Access::ALL.map(|access| simulation.scheduler.running(access)).to_vec();
+            let of_each: Vec<u32> = (0..limits.len()).map(|class| simulation.scheduler.counts(ClassIndex(class)).0).collect();
             simulation.begin_all();
+            for (position, before) in of_each.into_iter().enumerate() {
+                let is_urgent = |class: usize| simulation.scheduler.counts(ClassIndex(class)) != (0, 0);
+                let most = if (0..position).any(is_urgent) { beside[position] } else { u32::MAX };
+                prop_assert!(simulation.scheduler.counts(ClassIndex(position)).0 <= most.max(before));
+            }
             waiting.retain(|(id, _)| simulation.real.contains_key(id));
             for (access, before) in Access::ALL.into_iter().zip(before) {
                 let (running, limit) = (simulation.scheduler.running(access), simulation.scheduler.limit(access));
@@ -513,11 +605,14 @@ proptest! {
                         of_it.min_by_key(|(id, _)| *id)
                     };
                     let has_room = |request: &Request| simulation.scheduler.classes[*position].has_room(request.memory_bytes);
-                    // A younger one leaves its class's memory to an older one that has a slot and waits for that.
+                    // A younger one leaves its class's memory to an older one that has a slot and waits for that, and the last place of its class to one that has aged.
                     let gives_way = |id: WaitingId| {
                         Access::ALL.into_iter().filter(|other| *other != access).any(|other| {
                             let has_slot = simulation.scheduler.running(other) < simulation.scheduler.limit(other);
-                            has_slot && head(other).is_some_and(|(older, request)| *older < id && !has_room(request))
+                            let class = &simulation.scheduler.classes[*position];
+                            let is_aged = simulation.scheduler.oldest(ClassIndex(*position)).is_some_and(|since| since + class.ages_after <= simulation.now);
+                            let is_last = class.running + 1 >= class.most_now && is_aged;
+                            head(other).is_some_and(|(older, request)| *older < id && (is_last || has_slot && !has_room(request)))
                         })
                     };
                     head(access).is_some_and(|(id, request)| has_room(request) && !gives_way(*id))
