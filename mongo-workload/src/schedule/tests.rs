@@ -385,7 +385,8 @@ fn what_the_aged_cannot_use_is_not_saved_up_for_them() {
     for _ in 0..1000 {
         for (class, cost) in [(0, 10.0), (1, 100_000.0)] {
             while simulation.scheduler.counts(ClassIndex(class)).1 < 12 {
-                simulation.arrive(read(class, cost), cost);
+                // It is taken for cheap, so that the lane does not owe much for the one that is under way.
+                simulation.arrive(read(class, 1.0), cost);
             }
         }
         simulation.begin_all();
@@ -395,24 +396,51 @@ fn what_the_aged_cannot_use_is_not_saved_up_for_them() {
 }
 
 #[test]
-fn who_is_held_back_pays_what_its_operations_cost_and_no_more() {
-    // Half of everything is due to each, and the second may have just one of two slots.
-    let mut both = classes(&[1, 1]);
-    both[1].max_concurrent = 1;
-    let mut simulation = Simulation::new(both, 2);
-    for _ in 0..20_000 {
-        while simulation.scheduler.counts(ClassIndex(0)).1 < 4 {
-            simulation.arrive(read(0, 10.0), 10.0);
-        }
-        while simulation.scheduler.counts(ClassIndex(1)).1 < 4 {
-            // It is taken for cheap.
-            simulation.arrive(read(1, 10.0), 1000.0);
+fn who_is_held_back_pays_once_for_what_was_taken_for_cheap() {
+    // A fifteenth is due to the last, which is half of a slot.
+    let mut all = classes(&[8, 4, 2, 1]);
+    all[3].max_concurrent = 1;
+    let mut simulation = Simulation::new(all, 8);
+    for _ in 0..60_000 {
+        for (class, real) in [10.0, 10.0, 10.0, 1000.0].into_iter().enumerate() {
+            while simulation.scheduler.counts(ClassIndex(class)).1 < 8 {
+                simulation.arrive(read(class, 10.0), real);
+            }
         }
         simulation.begin_all();
         simulation.step();
     }
     let all: f64 = simulation.served.iter().sum();
-    assert!((simulation.served[1] / all - 0.5).abs() < 0.02, "{:?}", simulation.served);
+    assert!((simulation.served[3] / all - 1.0 / 15.0).abs() < 0.008, "{:?}", simulation.served);
+}
+
+#[test]
+fn what_a_class_could_not_use_is_not_saved_up_for_later() {
+    let mut all = classes(&[1, 1, 1]);
+    all[1].max_beside_urgent = 1;
+    let mut simulation = Simulation::new(all, 8);
+    let refill = |simulation: &mut Simulation, steps: u32, is_urgent: bool| {
+        for _ in 0..steps {
+            if is_urgent && simulation.scheduler.counts(ClassIndex(0)) == (0, 0) {
+                simulation.arrive(read(0, 10.0), 10.0);
+            }
+            for class in [1, 2] {
+                while simulation.scheduler.counts(ClassIndex(class)).1 < 30 {
+                    simulation.arrive(read(class, 10.0), 10.0);
+                }
+            }
+            simulation.begin_all();
+            simulation.step();
+        }
+    };
+    refill(&mut simulation, 5000, true);
+    assert!(simulation.served[2] > 4.0 * simulation.served[1], "it is held back: {:?}", simulation.served);
+    while simulation.step() {}
+    simulation.now += RESERVED_FOR;
+    simulation.served = vec![0.0; 3];
+    refill(&mut simulation, 400, false);
+    let (one, other) = (simulation.served[1], simulation.served[2]);
+    assert!((one - other).abs() < 0.1 * other, "{:?}", simulation.served);
 }
 
 #[test]
