@@ -38,6 +38,7 @@ fn load_of(view: &View) -> Option<Load> {
     Some(load)
 }
 
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
 fn whole(number: f64) -> u32 {
     number as u32
 }
@@ -53,7 +54,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_monitor_reads_is_the_load_of_a_manager() {
         let host = Host::embedded(0.25).await.unwrap();
-        let options = ConnectOptions::from_uri(&host.uri(None)).unwrap();
+        let options = ConnectOptions::from_uri(host.uri(None)).unwrap();
         let monitor = Arc::new(Monitor::start(options, MonitorSettings::default()).await.unwrap());
         let signal = load_signal(Arc::clone(&monitor));
         let known = async {

@@ -108,7 +108,7 @@ fn main() -> ExitCode {
         let host = Host::at(cli.uri.as_deref()).await?;
         eprintln!("{}", host.describe());
         let shop = Shop::open(&host.deployment, "mongo_workload", documents).await?;
-        let options = ConnectOptions::from_uri(&host.uri(cli.uri.as_deref()))?;
+        let options = ConnectOptions::from_uri(host.uri(cli.uri.as_deref()))?;
         let monitor = Arc::new(Monitor::start(options, MonitorSettings::default()).await?);
         let settings = ManagerSettings::default().with_load_signal(Arc::new(load_signal(monitor)));
         let report = under_load(&shop, &Manager::new(settings), Duration::from_secs(seconds), load).await?;

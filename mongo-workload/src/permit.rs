@@ -202,7 +202,7 @@ impl Inner {
             told.observed.push(Observed::Would(class, rule));
             Ok(())
         };
-        state.scheduler.yield_to_urgent(now);
+        state.scheduler.look_at(class, now);
         let shape = state.costs.key(class, access, &submission.shape);
         let request = Request { class, access, cost: state.costs.expected(shape), memory_bytes };
         let wait = state.scheduler.expected_wait(class, access);

@@ -309,8 +309,8 @@ impl Controller {
         self.rest(now);
         let half = f64::from(trial.half);
         if slower > trial.scaled(FULL) && trial.half > self.floor {
-            // They wait for each other as well: further down at once.
-            self.lower_to(half);
+            // They wait for each other as well: further down at once. One more than half is left if they do not, so that a server of few processors does not wait for the next to come.
+            self.lower_to(half + 1.0);
             return Phase::Emptying(self.trial(now, half, slowness, trial.took));
         }
         self.lower_to((trial.of * worthless / slower).max(half));

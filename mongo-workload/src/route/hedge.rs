@@ -70,7 +70,7 @@ impl Recent {
             self.took[self.seen % WINDOW] = took;
         }
         self.seen += 1;
-        if self.seen % BETWEEN_LOOKS == 0 && self.seen >= ENOUGH {
+        if self.seen.is_multiple_of(BETWEEN_LOOKS) && self.seen >= ENOUGH {
             let mut sorted = self.took.clone();
             let (_, slow, _) = sorted.select_nth_unstable(self.took.len() * 95 / 100);
             self.delay = Some((*slow).max(SHORTEST));

@@ -189,8 +189,9 @@ impl ReadRouter {
     /// Dropping the future drops the work.
     pub async fn read<T, F, Fut>(&self, route: &ReadRoute, work: F) -> Result<T>
     where
-        F: Fn(Target) -> Fut,
-        Fut: Future<Output = Result<T>>,
+        F: Fn(Target) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
     {
         self.0.members.read(route, work).await
     }

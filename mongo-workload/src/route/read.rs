@@ -28,8 +28,9 @@ impl Members {
     /// Reads from whoever is fit, each at most once.
     pub(super) async fn read<T, F, Fut>(&self, route: &ReadRoute, work: F) -> Result<T>
     where
-        F: Fn(Target) -> Fut,
-        Fut: Future<Output = Result<T>>,
+        F: Fn(Target) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
     {
         let result = self.read_from_anybody(route, work).await;
         self.instruments.ended(&result);
@@ -38,8 +39,9 @@ impl Members {
 
     async fn read_from_anybody<T, F, Fut>(&self, route: &ReadRoute, work: F) -> Result<T>
     where
-        F: Fn(Target) -> Fut,
-        Fut: Future<Output = Result<T>>,
+        F: Fn(Target) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
     {
         self.retries.deposit();
         if route.hedged.is_some() {
@@ -84,8 +86,9 @@ impl Members {
         work: &F,
     ) -> Result<T, Fault>
     where
-        F: Fn(Target) -> Fut,
-        Fut: Future<Output = Result<T>>,
+        F: Fn(Target) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
     {
         let began = Instant::now();
         // A primary has enough to do.
@@ -132,7 +135,7 @@ impl Members {
 }
 
 /// The one result, or where it does not say enough what comes of the other read.
-async fn or_else<T>(result: Result<T, Fault>, other: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+async fn or_else<T: Send>(result: Result<T, Fault>, other: impl Future<Output = Result<T, Fault>> + Send) -> Result<T, Fault> {
     match result {
         Ok(_) | Err(Fault::Read(_)) => result,
         Err(fault) => match (other.await, fault) {
@@ -148,8 +151,9 @@ async fn or_else<T>(result: Result<T, Fault>, other: impl Future<Output = Result
 /// Reads from one member, and learns how it has served.
 async fn read_from<T, F, Fut>(chosen: Chosen, work: &F) -> Result<T, Fault>
 where
-    F: Fn(Target) -> Fut,
-    Fut: Future<Output = Result<T>>,
+    F: Fn(Target) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<T>> + Send,
+    T: Send,
 {
     let Chosen { target, permit, .. } = chosen;
     let address = target.address.clone();

@@ -192,7 +192,7 @@ impl<'a> Readers<'a> {
         Self { members, asked: Mutex::default(), given_up: AtomicU32::new(0) }
     }
 
-    async fn read(&self, route: &ReadRoute, serves: impl Fn(&str) -> (Option<u64>, Result<()>)) -> Result<String> {
+    async fn read(&self, route: &ReadRoute, serves: impl Fn(&str) -> (Option<u64>, Result<()>) + Send + Sync) -> Result<String> {
         let work = |target: Target| {
             self.asked.lock().unwrap().push(target.address.clone());
             let (millis, result) = serves(&target.address);

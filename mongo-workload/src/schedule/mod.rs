@@ -91,8 +91,6 @@ struct Candidate {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     classes: Vec<ClassState>,
-    /// Whether less of any class may be under way beside a more urgent one.
-    anybody_yields: bool,
     pools: [Pool; 2],
     next_id: u64,
 }
@@ -180,8 +178,7 @@ impl Scheduler {
             virtual_time: 0.0,
             flows: states.iter().map(|_| Flow::default()).collect(),
         };
-        let anybody_yields = states.iter().any(|class| class.max_beside_urgent < class.max_concurrent);
-        Self { pools: slots.map(pool), classes: states, anybody_yields, next_id: 0 }
+        Self { pools: slots.map(pool), classes: states, next_id: 0 }
     }
 
     /// Whether the limits of its class say that a request cannot even wait.
@@ -225,7 +222,9 @@ impl Scheduler {
 
     /// What may begin now. To be asked again until it gives nothing.
     pub(crate) fn next(&mut self, now: Duration) -> Option<Begun> {
-        self.yield_to_urgent(now);
+        if self.classes.iter().any(|class| class.yields() && class.queued > 0) {
+            self.yield_to_urgent(now);
+        }
         for access in Access::ALL {
             // What nobody wants is not saved up.
             if self.pools[access.position()].lane > 0.0 && !self.anybody_is_aged(now, access) {
@@ -238,11 +237,15 @@ impl Scheduler {
         self.begin(now, chosen)
     }
 
-    /// Finds out how many of each class may be under way now. [`next`](Self::next) does; who asks before it whether something can wait has it done first.
-    pub(crate) fn yield_to_urgent(&mut self, now: Duration) {
-        if !self.anybody_yields {
-            return;
+    /// To be told before it is asked whether something of a class can wait.
+    pub(crate) fn look_at(&mut self, class: ClassIndex, now: Duration) {
+        if self.classes[class.0].yields() {
+            self.yield_to_urgent(now);
         }
+    }
+
+    /// Finds out how many of each class may be under way now.
+    fn yield_to_urgent(&mut self, now: Duration) {
         let mut anything_urgent = false;
         for position in 0..self.classes.len() {
             let class = &mut self.classes[position];
@@ -498,6 +501,11 @@ impl ClassState {
             memory_bytes: 0,
             queued: 0,
         }
+    }
+
+    /// Whether less of it may be under way beside a more urgent one.
+    fn yields(&self) -> bool {
+        self.max_beside_urgent < self.max_concurrent
     }
 
     /// Whether its own limits keep what waits of it from beginning.
