@@ -4,6 +4,7 @@
 
 mod monitor;
 mod orders;
+mod proxy;
 mod replay;
 mod rounds;
 mod workload;
@@ -29,7 +30,7 @@ use mongo_examples::{Host, human_bytes, print_json, run};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::{monitor::WatchSettings, orders::Orders, replay::Speed, rounds::Round, workload::EntrySettings};
+use crate::{monitor::WatchSettings, orders::Orders, proxy::ProxyBench, replay::Speed, rounds::Round, workload::EntrySettings};
 
 /// Measures this family against the bare server, and against other programs given by --peer.
 #[derive(Parser)]
@@ -57,6 +58,8 @@ enum Command {
     Monitor(WatchSettings),
     /// What it costs to let an operation in; then what the till feels of five times too many reports, shares, goodput and steps, beside no control and a semaphore
     Workload(EntrySettings),
+    /// What a lookup takes through the proxy, beside the direct way and a plain forwarder, and against HAProxy with --peer haproxy=PATH
+    Proxy(ProxyBench),
 }
 
 #[derive(Args, Clone)]
@@ -107,6 +110,7 @@ fn main() -> ExitCode {
             Some(Command::Replay(settings)) => (settings, Work::Replay),
             Some(Command::Monitor(settings)) => return watch(&cli, &settings).await,
             Some(Command::Workload(settings)) => return enter(&cli, &settings).await,
+            Some(Command::Proxy(settings)) => return pass_through(&cli, &settings).await,
         };
         let host = match &cli.uri {
             Some(_) => Host::at(cli.uri.as_deref()).await?,
@@ -145,6 +149,16 @@ async fn enter(cli: &Cli, settings: &EntrySettings) -> Result<ExitCode> {
         print_json(&figures)?;
     } else {
         figures.print();
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn pass_through(cli: &Cli, settings: &ProxyBench) -> Result<ExitCode> {
+    let rows = proxy::rows(cli.uri.as_deref(), settings).await?;
+    if cli.json {
+        print_json(&rows)?;
+    } else {
+        rows.iter().for_each(proxy::Row::print);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -43,6 +43,7 @@ mod namespaces;
 mod object_store;
 mod open_metrics;
 mod point_in_time;
+mod proxy;
 mod prune;
 mod replay;
 mod restore_modes;

@@ -1,0 +1,240 @@
+//! What a proxy costs whoever goes through it.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+use mongo_core::{
+    CancellationToken, ConnectOptions, Deployment, Error, ErrorKind, Result,
+    bson::{Document, doc},
+    connect,
+};
+use mongo_examples::Host;
+use mongo_proxy::{Proxy, ProxySettings};
+use serde::Serialize;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::middle;
+
+#[derive(Args, Clone)]
+pub(crate) struct ProxyBench {
+    /// How long each is measured, each time
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    seconds: u64,
+    /// How often each is measured
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_values_t = [1, 16])]
+    connections: Vec<u32>,
+    /// Documents to look up, of about 100 bytes
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    documents: i32,
+    /// Another program to measure in the same run, as haproxy=/usr/sbin/haproxy
+    #[arg(long, value_name = "NAME=PATH")]
+    peer: Vec<String>,
+}
+
+/// A way to the server.
+#[derive(Serialize)]
+pub(crate) struct Row {
+    way: &'static str,
+    connections: u32,
+    /// Medians of the runs; microseconds for one lookup.
+    p50: f64,
+    p99: f64,
+    /// Beyond the direct way in the same run.
+    added_p50: f64,
+    added_p99: f64,
+    per_second: f64,
+}
+
+impl Row {
+    pub(crate) fn print(&self) {
+        println!(
+            "{:20} {:>4} connections  p50 {:>6.0} us  p99 {:>6.0} us   added {:>5.0} / {:>5.0} us {:>9.0} lookups/s",
+            self.way, self.connections, self.p50, self.p99, self.added_p50, self.added_p99, self.per_second
+        );
+    }
+}
+
+/// What came out once.
+struct Once {
+    p50: f64,
+    p99: f64,
+    per_second: f64,
+}
+
+pub(crate) async fn rows(uri: Option<&str>, settings: &ProxyBench) -> Result<Vec<Row>> {
+    let host = Host::at(uri).await?;
+    eprintln!("{}", host.describe());
+    let server = host.deployment.hosts().first().map(ToString::to_string);
+    let server = server.ok_or_else(|| Error::invalid("the deployment has no host"))?;
+    fill(&host.deployment, settings.documents).await?;
+    let forwarder = on_a_thread_of_its_own(forward(server.clone()))?;
+    let ours = on_a_thread_of_its_own(ours(server.clone()))?;
+    let mut ways =
+        vec![("direct", server.clone()), ("a plain forwarder", forwarder.to_string()), ("mongo-proxy", ours.to_string())];
+    let peer = settings.peer.iter().find_map(|peer| peer.strip_prefix("haproxy=").map(PathBuf::from));
+    let mut haproxy = match &peer {
+        Some(path) => Some(start_haproxy(path, &server).await?),
+        None => None,
+    };
+    ways.extend(haproxy.iter().map(|haproxy| ("haproxy, mode tcp", haproxy.address.to_string())));
+    let mut rows = Vec::new();
+    for connections in &settings.connections {
+        let mut measured: Vec<Vec<Once>> = ways.iter().map(|_| Vec::new()).collect();
+        for _ in 0..settings.runs.max(1) {
+            for ((_, address), measured) in ways.iter().zip(&mut measured) {
+                measured.push(lookups(address, *connections, settings).await?);
+            }
+        }
+        for ((way, _), runs) in ways.iter().zip(&measured) {
+            let added = |of: fn(&Once) -> f64| middle(runs.iter().zip(&measured[0]).map(|(one, direct)| of(one) - of(direct)));
+            rows.push(Row {
+                way,
+                connections: *connections,
+                p50: middle(runs.iter().map(|once| once.p50)),
+                p99: middle(runs.iter().map(|once| once.p99)),
+                added_p50: added(|once| once.p50),
+                added_p99: added(|once| once.p99),
+                per_second: middle(runs.iter().map(|once| once.per_second)),
+            });
+        }
+    }
+    if let Some(haproxy) = &mut haproxy {
+        haproxy.process.kill().await.map_err(no_way)?;
+    }
+    host.deployment.database("mongo_bench").drop().await?;
+    Ok(rows)
+}
+
+async fn fill(deployment: &Deployment, documents: i32) -> Result<()> {
+    let database = deployment.database("mongo_bench");
+    database.drop().await?;
+    let documents = (0..documents.max(1)).map(|id| doc! { "_id": id, "text": "x".repeat(80) });
+    database.collection::<Document>("lookups").insert_many(documents).await?;
+    Ok(())
+}
+
+/// One after the other on each connection.
+async fn lookups(address: &str, connections: u32, settings: &ProxyBench) -> Result<Once> {
+    let options = ConnectOptions::from_uri(format!("mongodb://{address}/?directConnection=true"))?;
+    let deployment = connect(options.with_max_pool_size(connections).with_min_pool_size(connections)).await?;
+    let from = Instant::now() + WARM_UP;
+    let until = from + Duration::from_secs(settings.seconds);
+    let mut all = JoinSet::new();
+    for seed in 0..connections {
+        let lookups = deployment.database("mongo_bench").collection::<Document>("lookups");
+        let documents = settings.documents.max(1);
+        all.spawn(async move {
+            let mut random = fastrand::Rng::with_seed(seed.into());
+            let mut took = Vec::new();
+            loop {
+                let began = Instant::now();
+                if began >= until {
+                    return Ok::<_, Error>(took);
+                }
+                lookups.find_one(doc! { "_id": random.i32(0..documents) }).await?;
+                if began >= from {
+                    took.push(began.elapsed().as_secs_f64() * 1e6);
+                }
+            }
+        });
+    }
+    let mut took = Vec::new();
+    while let Some(one) = all.join_next().await {
+        took.extend(one??);
+    }
+    let percentile = |percent| mongo_examples::shop::Ledger::percentile(&took, percent);
+    Ok(Once { p50: percentile(50), p99: percentile(99), per_second: took.len() as f64 / settings.seconds.max(1) as f64 })
+}
+
+/// So that it does not take turns with who measures. Gives the address that it listens at.
+fn on_a_thread_of_its_own<F>(serve: impl FnOnce(std::sync::mpsc::Sender<SocketAddr>) -> F + Send + 'static) -> Result<SocketAddr>
+where
+    F: Future<Output = Result<()>>,
+{
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_way)?;
+        runtime.block_on(serve(tell))
+    });
+    told.recv().map_err(|error| Error::internal("it does not listen").with_source(error))
+}
+
+fn forward(
+    server: String,
+) -> impl FnOnce(std::sync::mpsc::Sender<SocketAddr>) -> std::pin::Pin<Box<dyn Future<Output = Result<()>>>> + Send {
+    move |tell| {
+        Box::pin(async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.map_err(no_way)?;
+            let _gone = tell.send(listener.local_addr().map_err(no_way)?);
+            loop {
+                let (mut client, _) = listener.accept().await.map_err(no_way)?;
+                let server = server.clone();
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(server).await?;
+                    client.set_nodelay(true)?;
+                    server.set_nodelay(true)?;
+                    copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        })
+    }
+}
+
+fn ours(
+    server: String,
+) -> impl FnOnce(std::sync::mpsc::Sender<SocketAddr>) -> std::pin::Pin<Box<dyn Future<Output = Result<()>>>> + Send {
+    move |tell| {
+        Box::pin(async move {
+            let proxy = Proxy::bind("127.0.0.1:0", ProxySettings::new(server)).await?;
+            let _gone = tell.send(proxy.address());
+            proxy.run(&CancellationToken::new()).await
+        })
+    }
+}
+
+fn no_way(error: std::io::Error) -> Error {
+    Error::internal("a way to the server cannot be set up").with_source(error)
+}
+
+struct HaProxy {
+    process: Child,
+    address: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+async fn start_haproxy(path: &PathBuf, server: &str) -> Result<HaProxy> {
+    // Somebody else could take the port in between; then it does not start, and that is told.
+    let address = TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr()).map_err(no_way)?;
+    let folder = tempfile::tempdir().map_err(no_way)?;
+    let file = folder.path().join("haproxy.cfg");
+    let configuration = format!(
+        "global\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\nlisten mongo\n  bind {address}\n  server one {server}\n"
+    );
+    tokio::fs::write(&file, configuration).await.map_err(no_way)?;
+    let process = Command::new(path)
+        .arg("-db")
+        .arg("-f")
+        .arg(&file)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| Error::invalid("a peer cannot be run: check its path").with_source(error))?;
+    let by = Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(address).await.is_err() {
+        if Instant::now() > by {
+            return Err(Error::new(ErrorKind::Unavailable, "a peer does not listen"));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(HaProxy { process, address, _folder: folder })
+}
+
+const WARM_UP: Duration = Duration::from_millis(500);

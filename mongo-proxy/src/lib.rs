@@ -1,0 +1,63 @@
+#![doc = include_str!("../README.md")]
+
+mod instruments;
+mod peer;
+mod proxy;
+mod session;
+mod stream;
+#[cfg(test)]
+mod tests;
+#[cfg(feature = "tls")]
+mod tls;
+mod wire;
+
+pub use proxy::{Proxy, ProxyHandle, ProxySettings};
+#[cfg(feature = "tls")]
+pub use tls::{ListenTls, UpstreamTls};
+
+/// For the fuzz targets: a message as it comes from a client, in two pieces.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    use crate::wire::{
+        compression,
+        header::{HEADER, Header, Opcode},
+        query,
+        request::Command,
+        scan::Scan,
+    };
+
+    /// Reads a message, or refuses it.
+    pub fn message(bytes: &[u8], cut: usize) {
+        let Some(Ok(header)) = bytes.first_chunk::<HEADER>().map(Header::read) else { return };
+        match header.opcode {
+            Opcode::Message => scan(header, &bytes[HEADER..], cut),
+            Opcode::Compressed => {
+                if let Ok((inner, message)) = compression::inflate(header, &bytes[HEADER..]) {
+                    assert_eq!(message.len(), inner.length);
+                    scan(inner, &message[HEADER..], cut);
+                }
+            }
+            Opcode::Query => {
+                if let Ok(body) = query::check(bytes) {
+                    let _ = Command::read(&bytes[body], Some("admin"));
+                }
+            }
+            Opcode::Reply => {}
+        }
+    }
+
+    fn scan(header: Header, rest: &[u8], cut: usize) {
+        let rest = &rest[..rest.len().min(header.length - HEADER)];
+        let cut = cut.min(rest.len());
+        let mut pieces = Scan::new(header);
+        let there = pieces.advance(&rest[..cut]).and_then(|checked| pieces.advance(&rest[checked..]));
+        let mut whole = Scan::new(header);
+        let at_once = whole.advance(rest);
+        assert_eq!(there.is_ok(), at_once.is_ok());
+        assert_eq!(pieces.is_complete(), whole.is_complete());
+        if let (true, Some(body)) = (whole.is_complete(), whole.body()) {
+            let _ = Command::read(&rest[body.start - HEADER..body.end - HEADER], None);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! TLS towards clients and towards the server.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use mongo_core::{Error, Result};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::stream::Stream;
+
+/// What the proxy shows to its clients. They see this certificate and not the server's; SCRAM and the other ways to log in pass through all the same, but not X.509, for which the server would have to see the
+/// client's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListenTls {
+    /// A PEM file with the certificate and those that it needs, and its key.
+    pub certificate_file: PathBuf,
+}
+
+impl ListenTls {
+    /// With the certificate, those that it needs, and its key in this PEM file, as mongod's own `certificateKeyFile`.
+    pub fn new(certificate_file: impl Into<PathBuf>) -> Self {
+        Self { certificate_file: certificate_file.into() }
+    }
+}
+
+/// How the proxy knows its server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UpstreamTls {
+    /// A PEM file with the authorities that are trusted. Default: those that the machine trusts.
+    pub ca_file: Option<PathBuf>,
+    /// The name in the server's certificate. Default: the host of [`ProxySettings::upstream`](crate::ProxySettings::upstream).
+    pub server_name: Option<String>,
+    /// A PEM file with a certificate and its key, for a server that wants one of each client.
+    pub certificate_file: Option<PathBuf>,
+}
+
+impl UpstreamTls {
+    /// Trusts only the authorities in this PEM file.
+    #[must_use]
+    pub fn with_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(path.into());
+        self
+    }
+
+    /// Expects this name in the server's certificate.
+    #[must_use]
+    pub fn with_server_name(mut self, name: impl Into<String>) -> Self {
+        self.server_name = Some(name.into());
+        self
+    }
+
+    /// Shows the certificate in this PEM file.
+    #[must_use]
+    pub fn with_certificate_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.certificate_file = Some(path.into());
+        self
+    }
+}
+
+/// Takes TLS connections of clients.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    certificate: Arc<Reloadable>,
+    file: PathBuf,
+    config: Arc<ServerConfig>,
+}
+
+/// A certificate that can be another one for the next connection.
+#[derive(Debug)]
+struct Reloadable(RwLock<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Reloadable {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+impl Listening {
+    pub(crate) fn new(tls: &ListenTls) -> Result<Self> {
+        let certificate = Arc::new(Reloadable(RwLock::new(certified(&tls.certificate_file)?)));
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(without_tls)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::<Reloadable>::clone(&certificate));
+        Ok(Self { certificate, file: tls.certificate_file.clone(), config: Arc::new(config) })
+    }
+
+    /// Reads the file again, for the connections to come. If it is not fit, all stays as it is.
+    pub(crate) fn reload(&self) -> Result<()> {
+        let certificate = certified(&self.file)?;
+        *self.certificate.0.write().unwrap_or_else(PoisonError::into_inner) = certificate;
+        Ok(())
+    }
+
+    pub(crate) async fn accept(&self, client: TcpStream) -> io::Result<Stream> {
+        let stream = TlsAcceptor::from(Arc::clone(&self.config)).accept(client).await?;
+        Ok(Stream::Tls(Box::new(stream.into())))
+    }
+}
+
+/// Makes TLS connections to the server.
+pub(crate) struct Connecting {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl std::fmt::Debug for Connecting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connecting").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Connecting {
+    pub(crate) fn new(tls: &UpstreamTls, upstream: &str) -> Result<Self> {
+        let name = match &tls.server_name {
+            Some(name) => name.as_str(),
+            // An IPv6 address is in brackets.
+            None => upstream.rsplit_once(':').map_or(upstream, |(host, _)| host).trim_matches(['[', ']']),
+        };
+        let name = ServerName::try_from(name.to_owned()).map_err(|error| {
+            Error::invalid("no server has this name: set server_name").with_context("name", name).with_source(error)
+        })?;
+        let mut config = match &tls.ca_file {
+            None if tls.certificate_file.is_none() => mongo_core::tls::client_config()?,
+            ca_file => {
+                let mut roots = RootCertStore::empty();
+                for certificate in
+                    ca_file.iter().map(|file| certificates(file)).collect::<Result<Vec<_>>>()?.into_iter().flatten()
+                {
+                    roots
+                        .add(certificate)
+                        .map_err(|error| Error::invalid("the authorities' file holds no authority").with_source(error))?;
+                }
+                if roots.is_empty() {
+                    return Err(Error::invalid(
+                        "a certificate of one's own is shown only to who is known by an authority: set ca_file, too",
+                    ));
+                }
+                let config = ClientConfig::builder_with_provider(provider())
+                    .with_safe_default_protocol_versions()
+                    .map_err(without_tls)?
+                    .with_root_certificates(roots);
+                match &tls.certificate_file {
+                    None => config.with_no_client_auth(),
+                    Some(file) => config
+                        .with_client_auth_cert(certificates(file)?, key(file)?)
+                        .map_err(|error| unfit(file, "the key is not that of the certificate").with_source(error))?,
+                }
+            }
+        };
+        // A connection that is resumed would save a little; a server that was replaced would have to be known again.
+        config.resumption = rustls::client::Resumption::in_memory_sessions(RESUMED);
+        Ok(Self { config: Arc::new(config), name })
+    }
+
+    pub(crate) async fn connect(&self, server: TcpStream) -> io::Result<Stream> {
+        let stream = TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), server).await?;
+        Ok(Stream::Tls(Box::new(stream.into())))
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+fn certified(file: &Path) -> Result<Arc<CertifiedKey>> {
+    let key = CertifiedKey::from_der(certificates(file)?, key(file)?, &provider());
+    Ok(Arc::new(key.map_err(|error| unfit(file, "the key is not that of the certificate").with_source(error))?))
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>);
+    let certificates = read.map_err(|error| unfit(file, "certificates cannot be read").with_source(error))?;
+    if certificates.is_empty() { Err(unfit(file, "there is no certificate in the file")) } else { Ok(certificates) }
+}
+
+fn key(file: &Path) -> Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(file).map_err(|error| unfit(file, "there is no key in the file").with_source(error))
+}
+
+fn unfit(file: &Path, why: &'static str) -> Error {
+    Error::invalid(why).with_context("file", file.display())
+}
+
+fn without_tls(error: rustls::Error) -> Error {
+    Error::internal("TLS cannot be set up").with_source(error)
+}
+
+/// Sessions that are remembered.
+const RESUMED: usize = 256;

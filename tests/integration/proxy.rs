@@ -1,0 +1,207 @@
+//! The driver's ordinary work through the proxy.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use futures_util::TryStreamExt as _;
+use mongo_core::{
+    CancellationToken, ConnectOptions, ErrorKind,
+    bson::{Document, doc},
+    connect,
+    mongodb::{Client, IndexModel, error::WriteFailure, options::ClientOptions},
+};
+use mongo_proxy::{ListenTls, Proxy, ProxyHandle, ProxySettings, UpstreamTls};
+use mongo_testkit::TestDeployment;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+use crate::support::own;
+
+/// A client of the first member of a server, through a proxy that ends with the set of tasks.
+async fn through(server: &TestDeployment) -> (JoinSet<()>, Client) {
+    let (running, address, _) = listening(ProxySettings::new(server.member(0).host_port())).await;
+    let uri = format!("mongodb://{address}/?directConnection=true");
+    let mut options = ClientOptions::parse(uri).await.unwrap();
+    options.server_selection_timeout = Some(Duration::from_secs(10));
+    (running, Client::with_options(options).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_driver_does_its_work_through_the_proxy() {
+    let (server, _) = own().await;
+    let (_running, client) = through(&server).await;
+    let shop = client.database("shop");
+    let orders = shop.collection::<Document>("orders");
+    // Many at once, and many batches.
+    let many: Vec<Document> = (0..5_000).map(|id| doc! { "_id": id, "customer": id % 7, "note": "x".repeat(500) }).collect();
+    assert_eq!(orders.insert_many(&many).await.unwrap().inserted_ids.len(), 5_000);
+    let found: Vec<Document> =
+        orders.find(doc! {}).sort(doc! { "_id": 1 }).batch_size(100).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(found, many);
+    orders.create_index(IndexModel::builder().keys(doc! { "customer": 1 }).build()).await.unwrap();
+    assert_eq!(orders.update_many(doc! { "customer": 3 }, doc! { "$inc": { "n": 1 } }).await.unwrap().modified_count, 714);
+    let groups = orders.aggregate([doc! { "$group": { "_id": "$customer" } }]).await.unwrap();
+    assert_eq!(groups.try_collect::<Vec<_>>().await.unwrap().len(), 7);
+    // Errors are those of the server.
+    let twice = orders.insert_one(doc! { "_id": 1 }).await.unwrap_err();
+    assert!(
+        matches!(*twice.kind, mongo_core::mongodb::error::ErrorKind::Write(WriteFailure::WriteError(error)) if error.code == 11000)
+    );
+    // As large as can be.
+    let large = doc! { "_id": "large", "bytes": mongo_core::bson::Binary { subtype: mongo_core::bson::spec::BinarySubtype::Generic, bytes: (0..12_000_000_u32).map(|n| n as u8).collect() } };
+    orders.insert_one(&large).await.unwrap();
+    assert_eq!(orders.find_one(doc! { "_id": "large" }).await.unwrap(), Some(large));
+    // A transaction.
+    let mut session = client.start_session().await.unwrap();
+    for commits in [true, false] {
+        session.start_transaction().await.unwrap();
+        orders.insert_one(doc! { "_id": format!("t {commits}") }).session(&mut session).await.unwrap();
+        if commits {
+            session.commit_transaction().await.unwrap();
+        } else {
+            session.abort_transaction().await.unwrap();
+        }
+    }
+    assert_eq!(orders.count_documents(doc! { "_id": { "$in": ["t true", "t false"] } }).await.unwrap(), 1);
+    // What has changed.
+    let mut changes = orders.watch().await.unwrap();
+    orders.delete_one(doc! { "_id": 7 }).await.unwrap();
+    let change = changes.try_next().await.unwrap().unwrap();
+    assert_eq!(change.document_key, Some(doc! { "_id": 7 }));
+}
+
+/// A proxy that ends with the set of tasks, and where it listens.
+async fn listening(settings: ProxySettings) -> (JoinSet<()>, SocketAddr, ProxyHandle) {
+    let proxy = Proxy::bind("127.0.0.1:0", settings).await.unwrap();
+    let (address, handle) = (proxy.address(), proxy.handle());
+    let mut running = JoinSet::new();
+    running.spawn(async move { proxy.run(&CancellationToken::new()).await.unwrap() });
+    (running, address, handle)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tls_on_both_sides_a_password_passes_through_and_certificates_are_checked() {
+    let server = TestDeployment::replica_set(1).with_auth().with_tls().start().await.unwrap();
+    let ca = server.ca_file().unwrap();
+    let shown = tempfile::NamedTempFile::new().unwrap();
+    std::fs::copy(ca.with_file_name("server.pem"), shown.path()).unwrap();
+    let settings = ProxySettings::new(server.member(0).host_port())
+        .with_listen_tls(ListenTls::new(shown.path()))
+        .with_upstream_tls(UpstreamTls::default().with_ca_file(ca));
+    let (_running, address, handle) = listening(settings.clone()).await;
+    let (user, password) = server.credentials().unwrap();
+    let reach = async |address: SocketAddr, ca: &Path| -> mongo_core::Result<()> {
+        let uri = format!("mongodb://{address}/?directConnection=true");
+        let options = ConnectOptions::from_uri(uri).unwrap().with_credentials(user, password).with_ca_file(ca);
+        let deployment = connect(options.with_server_selection_timeout(Duration::from_secs(5))).await?;
+        deployment.database("shop").collection::<Document>("c").insert_one(doc! {}).await?;
+        Ok(())
+    };
+    reach(address, ca).await.unwrap();
+
+    // Another authority's certificate from now on.
+    let other = TestDeployment::standalone().with_tls().start().await.unwrap();
+    let others_ca = other.ca_file().unwrap();
+    std::fs::copy(others_ca.with_file_name("server.pem"), shown.path()).unwrap();
+    reach(address, ca).await.unwrap();
+    handle.reload_certificate().unwrap();
+    assert_eq!(reach(address, ca).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    reach(address, others_ca).await.unwrap();
+    // What is not fit changes nothing, and says why.
+    for unfit in [std::fs::read(others_ca).unwrap(), b"nothing".to_vec()] {
+        std::fs::write(shown.path(), unfit).unwrap();
+        let error = handle.reload_certificate().unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("file: "), "{error}");
+    }
+    reach(address, others_ca).await.unwrap();
+    assert!(Proxy::bind("127.0.0.1:0", settings.clone()).await.is_err(), "nor is a proxy begun with it");
+
+    // A server that the proxy does not know is none.
+    std::fs::copy(ca.with_file_name("server.pem"), shown.path()).unwrap();
+    for stranger in
+        [UpstreamTls::default().with_ca_file(others_ca), UpstreamTls::default().with_ca_file(ca).with_server_name("elsewhere")]
+    {
+        let (_running, address, _) = listening(settings.clone().with_upstream_tls(stranger)).await;
+        assert_eq!(reach(address, ca).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    // Nor does one without TLS talk to anybody with it.
+    let (_running, address, _) = listening(ProxySettings::new(server.member(0).host_port())).await;
+    assert_eq!(reach(address, ca).await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_connections_are_served() {
+    let (server, _) = own().await;
+    let (_running, address, handle) = listening(ProxySettings::new(server.member(0).host_port())).await;
+    let hello = {
+        let body = doc! { "hello": 1, "$db": "admin" }.to_vec().unwrap();
+        let mut message = Vec::new();
+        for number in [i32::try_from(21 + body.len()).unwrap(), 1, 0, 2013, 0] {
+            message.extend(number.to_le_bytes());
+        }
+        message.push(0);
+        message.extend(body);
+        message
+    };
+    let mut clients = Vec::new();
+    for _ in 0..1000 {
+        clients.push(TcpStream::connect(address).await.unwrap());
+    }
+    // Each asks, and then each has its answer.
+    for client in &mut clients {
+        client.write_all(&hello).await.unwrap();
+    }
+    for client in &mut clients {
+        let mut header = [0; 16];
+        tokio::time::timeout(Duration::from_secs(60), client.read_exact(&mut header)).await.unwrap().unwrap();
+        assert_eq!(header[8..12], 1_i32.to_le_bytes());
+    }
+    assert_eq!(handle.connections(), 1000);
+    drop(clients);
+    let gone = async {
+        while handle.connections() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("they are still there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clients_each_have_their_own_answers() {
+    let (server, deployment) = own().await;
+    crate::support::fill(&deployment, "shop", "c", 1000).await;
+    let (_running, client) = through(&server).await;
+    let mut all = JoinSet::new();
+    for first in 0..100 {
+        let collection = client.database("shop").collection::<Document>("c");
+        all.spawn(async move {
+            for id in (first..1000).step_by(100) {
+                let found = collection.find_one(doc! { "_id": id }).await.unwrap().unwrap();
+                assert_eq!(found.get_i32("_id").unwrap(), id);
+            }
+        });
+    }
+    while let Some(done) = all.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_driver_finds_its_way_back_when_the_server_does() {
+    let (server, _) = own().await;
+    let (_running, client) = through(&server).await;
+    let orders = client.database("shop").collection::<Document>("orders");
+    orders.insert_one(doc! { "_id": 1 }).await.unwrap();
+    server.member(0).pause().unwrap();
+    let hangs = tokio::spawn({
+        let orders = orders.clone();
+        async move { orders.find_one(doc! { "_id": 1 }).await }
+    });
+    server.member(0).resume().unwrap();
+    assert!(hangs.await.unwrap().unwrap().is_some());
+    server.step_down().await.unwrap();
+    let back = async { while orders.insert_one(doc! {}).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(60), back).await.expect("it does not come back");
+}
