@@ -12,12 +12,12 @@ use crate::{class::Classes, limit::AdaptiveSlots, load::LoadSignal};
 pub struct ManagerSettings {
     /// The classes. Default: those of [`Classes::default`].
     pub classes: Classes,
-    /// How many operations of each [`Access`] may be under way at once. Default: a number that is found out.
+    /// How many operations of each [`Access`](crate::Access) may be under way at once. Default: a number that is found out.
     pub slots: SlotPolicy,
     /// Whether slots hold nobody up: that an operation would have waited for one is counted in `mongo_workload_observed_total`. Default false. What begins is
     /// no longer of anybody's choosing then, so no number is found out.
     pub observe_slots: bool,
-    /// What the server says of its load, if anybody tells. It takes slots away, of any [`SlotPolicy`]: see [`Load`].
+    /// What the server says of its load, if anybody tells. It takes slots away, of any [`SlotPolicy`]: see [`Load`](crate::Load).
     pub load: Option<Arc<dyn LoadSignal>>,
     /// How failures other than timeouts are tried again, where that is harmless. Default: not at all, as the driver has tried already.
     pub retry: RetryPolicy,
@@ -54,7 +54,7 @@ impl ManagerSettings {
         self
     }
 
-    /// Sets how many operations of each [`Access`] may be under way at once.
+    /// Sets how many operations of each [`Access`](crate::Access) may be under way at once.
     #[must_use]
     pub fn with_slots(mut self, slots: NonZeroU32) -> Self {
         self.slots = SlotPolicy::Fixed(slots);
