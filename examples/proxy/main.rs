@@ -5,9 +5,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use mongo_core::{ConnectOptions, Error, Result, mongodb::options::ServerAddress};
+use mongo_core::{
+    ConnectOptions, Error, Result,
+    mongodb::options::{ServerAddress, Tls},
+};
 use mongo_examples::{Host, cancel_on_interrupt, run};
-use mongo_proxy::{Proxy, ProxySettings};
+use mongo_proxy::{Proxy, ProxySettings, UpstreamTls};
 
 /// A guard at the door of a MongoDB: what is no message of its protocol does not get in.
 #[derive(Parser)]
@@ -37,22 +40,29 @@ fn main() -> ExitCode {
                 (Some(host), uri)
             }
         };
-        let upstream = first_host(&uri).await?;
-        let proxy = Proxy::bind(&cli.listen, ProxySettings::new(&upstream)).await?;
+        let settings = before(&uri).await?;
+        let upstream = settings.upstream.clone();
+        let proxy = Proxy::bind(&cli.listen, settings).await?;
         eprintln!("mongodb://{}/?directConnection=true stands before {upstream}; Ctrl-C stops it", proxy.address());
         proxy.run(&cancel_on_interrupt()).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
-async fn first_host(uri: &str) -> Result<String> {
+/// For the first host of a URI, with TLS if it says so.
+async fn before(uri: &str) -> Result<ProxySettings> {
     let options = ConnectOptions::from_uri(uri)?.to_client_options().await?;
-    options
-        .hosts
-        .iter()
-        .find_map(|host| match host {
-            ServerAddress::Tcp { host, port } => Some(format!("{host}:{}", port.unwrap_or(27017))),
-            _ => None,
-        })
-        .ok_or_else(|| Error::invalid("--upstream needs a host and a port, as 127.0.0.1:27017"))
+    let host = options.hosts.iter().find_map(|host| match host {
+        ServerAddress::Tcp { host, port } => Some(format!("{host}:{}", port.unwrap_or(27017))),
+        _ => None,
+    });
+    let host = host.ok_or_else(|| Error::invalid("--upstream needs a host and a port, as 127.0.0.1:27017"))?;
+    let settings = ProxySettings::new(host);
+    let Some(Tls::Enabled(tls)) = options.tls else { return Ok(settings) };
+    if tls.allow_invalid_certificates == Some(true) {
+        return Err(Error::invalid("the proxy always checks whom it connects to: leave tlsAllowInvalidCertificates out"));
+    }
+    let mut upstream = UpstreamTls::default();
+    (upstream.ca_file, upstream.certificate_file) = (tls.ca_file_path, tls.cert_key_file_path);
+    Ok(settings.with_upstream_tls(upstream))
 }

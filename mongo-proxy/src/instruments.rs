@@ -1,6 +1,9 @@
 //! The metrics of a proxy.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use mongo_core::metrics::{Counter, Gauge, MetricsSink};
 
@@ -8,7 +11,7 @@ use crate::{session::Ended, wire::Malformed};
 
 #[derive(Debug)]
 pub(crate) struct Instruments {
-    connections: Arc<dyn Gauge>,
+    connections: Mutex<Arc<dyn Gauge>>,
     pub(crate) turned_away: Arc<dyn Counter>,
     closed: Arc<dyn Counter>,
     client_failed: Arc<dyn Counter>,
@@ -27,7 +30,7 @@ impl Instruments {
             sink.counter("mongo_proxy_malformed_total", help, &[("reason", malformed.as_str())])
         };
         Self {
-            connections: sink.gauge("mongo_proxy_connections", "Connections of clients.", &[]),
+            connections: Mutex::new(sink.gauge("mongo_proxy_connections", "Connections of clients.", &[])),
             turned_away: outcome("turned_away"),
             closed: outcome("closed"),
             client_failed: outcome("client_failed"),
@@ -37,8 +40,10 @@ impl Instruments {
         }
     }
 
-    pub(crate) fn connections(&self, number: usize) {
-        self.connections.set(number as f64);
+    /// Tells how many there are. One after the other, so that what is told last is what is so.
+    pub(crate) fn connections(&self, number: &AtomicUsize) {
+        let gauge = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        gauge.set(number.load(Relaxed) as f64);
     }
 
     pub(crate) fn ended(&self, ended: &Ended) {

@@ -2,7 +2,6 @@
 
 use std::{fmt, io, time::Duration};
 
-use bytes::{Buf as _, BytesMut};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -21,7 +20,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Peer {
     stream: Stream,
-    buffer: BytesMut,
+    buffer: Vec<u8>,
+    /// So much of the buffer is used.
+    used: usize,
 }
 
 /// What a connection keeps while it is idle, for each of its ends.
@@ -66,22 +67,31 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
 
 impl Peer {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, buffer: BytesMut::with_capacity(SMALL) }
+        Self { stream, buffer: Vec::with_capacity(SMALL), used: 0 }
     }
 
     /// What was read and not used yet.
     pub(crate) fn buffered(&self) -> &[u8] {
-        &self.buffer
+        &self.buffer[self.used..]
     }
 
     /// Has used so many bytes of it.
     pub(crate) fn used(&mut self, bytes: usize) {
-        self.buffer.advance(bytes.min(self.buffer.len()));
+        self.used = (self.used + bytes).min(self.buffer.len());
+        if self.used == self.buffer.len() {
+            self.buffer.clear();
+            self.used = 0;
+        }
     }
 
-    /// Takes so many bytes out of it, which are there.
-    pub(crate) fn take(&mut self, bytes: usize) -> BytesMut {
-        self.buffer.split_to(bytes.min(self.buffer.len()))
+    /// Takes so many bytes out of it, which are there. A message that is all that was read is not copied.
+    pub(crate) fn take(&mut self, bytes: usize) -> Vec<u8> {
+        let bytes = bytes.min(self.buffered().len());
+        let rest = self.buffer.split_off(self.used + bytes);
+        let mut taken = std::mem::replace(&mut self.buffer, rest);
+        taken.drain(..self.used);
+        self.used = 0;
+        taken
     }
 
     /// Reads what comes, at least a byte. With `room` for that many at once.
@@ -89,13 +99,20 @@ impl Peer {
     /// # Cancel safety
     /// Nothing is lost.
     pub(crate) async fn fill(&mut self, room: usize) -> Result<(), Gone> {
+        if self.used > 0 {
+            self.buffer.drain(..self.used);
+            self.used = 0;
+        }
         if self.buffer.capacity() - self.buffer.len() < SMALL / 4 {
-            self.buffer.reserve(room);
+            self.buffer.reserve_exact(room.max(self.buffer.len() / 2));
         }
-        if self.stream.read_buf(&mut self.buffer).await? > 0 {
-            return Ok(());
+        match self.stream.read_buf(&mut self.buffer).await {
+            Ok(bytes) if bytes > 0 => Ok(()),
+            // Not everybody who speaks TLS says goodbye.
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error.into()),
+            _ if self.buffer.is_empty() => Err(Gone::Closed),
+            _ => Err(Gone::Broken(io::ErrorKind::UnexpectedEof.into())),
         }
-        Err(if self.buffer.is_empty() { Gone::Closed } else { Gone::Broken(io::ErrorKind::UnexpectedEof.into()) })
     }
 
     /// As [`fill`](Self::fill), until then.
@@ -105,7 +122,7 @@ impl Peer {
 
     /// The header of the next message, if it is there. It stays in the buffer.
     pub(crate) fn header(&self) -> Option<Result<Header, Malformed>> {
-        self.buffer.first_chunk::<HEADER>().map(Header::read)
+        self.buffered().first_chunk::<HEADER>().map(Header::read)
     }
 
     /// Writes all of it; each piece within a time.
@@ -118,14 +135,36 @@ impl Peer {
         Ok(())
     }
 
+    /// Says that nothing more comes. Who was sent something last and is still sending has a moment to read it: a connection that is closed with something unread is reset, and what was on its way is lost.
+    pub(crate) async fn close(mut self, was_told: bool) {
+        let close = async {
+            if self.stream.shutdown().await.is_err() || !was_told {
+                return;
+            }
+            let mut left = DISCARDED;
+            while left > 0 {
+                self.buffer.clear();
+                match self.stream.read_buf(&mut self.buffer).await {
+                    Ok(bytes) if bytes > 0 => left = left.saturating_sub(bytes),
+                    _ => return,
+                }
+            }
+        };
+        // Whoever does not take even that is gone.
+        let _gone = timeout(CLOSE_WITHIN, close).await;
+    }
+
     /// After a message: whoever had a large one does not keep the memory for it.
     pub(crate) fn rest(&mut self) {
-        if self.buffer.capacity() > LARGE + SMALL && self.buffer.len() < SMALL {
-            let mut small = BytesMut::with_capacity(SMALL);
-            small.extend_from_slice(&self.buffer);
-            self.buffer = small;
+        if self.buffer.capacity() > SMALL {
+            let mut small = Vec::with_capacity(SMALL.max(self.buffered().len()));
+            small.extend_from_slice(self.buffered());
+            (self.buffer, self.used) = (small, 0);
         }
     }
 }
 
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// Of who is sent away, so much is read and thrown away.
+const DISCARDED: usize = 1 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(60);

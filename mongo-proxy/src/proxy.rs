@@ -18,7 +18,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, SemaphorePermit},
     task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 
 #[cfg(feature = "tls")]
@@ -40,9 +40,13 @@ pub struct ProxySettings {
     pub max_connections: usize,
     /// How long a connection to the server may take. Default 5 s.
     pub connect_within: Duration,
-    /// How long a message may take from its first byte to its last, and the first message from the connection on; and how long a peer may take no bytes. How long an *operation* takes is not limited. Default 30 s.
+    /// How long a message may take from its first byte on, and a second more for each 64 KiB of it that have come; the first one from the connection on. And how long a client may take no bytes. How long an
+    /// *operation* takes is not limited. Default 30 s.
     pub message_within: Duration,
-    /// What all requests under way may take together beyond the 64 KiB that each has; who wants more waits for it as long as a message may take. At least 96 MiB, as the largest compressed message needs. Default 256 MiB.
+    /// How long requests under way may still take when the proxy is stopped. Default 30 s.
+    pub drain_within: Duration,
+    /// What all messages under way that are larger than 64 KiB may take together: who needs it takes it once, before it is read on, and waits for it as long as `message_within`. At least 96 MiB, as the largest compressed
+    /// message needs. Default 256 MiB.
     pub large_requests_bytes: usize,
     /// What clients are shown; without it they connect without TLS.
     #[cfg(feature = "tls")]
@@ -60,6 +64,7 @@ impl ProxySettings {
             max_connections: 10_000,
             connect_within: Duration::from_secs(5),
             message_within: Duration::from_secs(30),
+            drain_within: Duration::from_secs(30),
             large_requests_bytes: 256 << 20,
             #[cfg(feature = "tls")]
             listen_tls: None,
@@ -109,7 +114,7 @@ pub struct Proxy {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) settings: ProxySettings,
-    instruments: Instruments,
+    pub(crate) instruments: Instruments,
     connections: AtomicUsize,
     /// In pieces of [`LARGE`].
     memory: Semaphore,
@@ -121,24 +126,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// By when a message that begins now must be there.
-    pub(crate) fn message_until(&self) -> Instant {
-        Instant::now() + self.settings.message_within
+    /// By when more must have come of a message that began then, and of which so much has come.
+    pub(crate) fn message_until(&self, began: Instant, received: usize) -> Instant {
+        let received = Duration::from_millis(u64::try_from(received / SLOWEST_PER_MILLISECOND).unwrap_or(u64::MAX));
+        began + self.settings.message_within + received
     }
 
-    /// Takes memory, so that `held` is enough for so many bytes; nothing if there is none in time.
-    pub(crate) async fn memory<'a>(&'a self, held: &mut Option<SemaphorePermit<'a>>, bytes: usize, until: Instant) -> Option<()> {
-        let pieces = bytes.saturating_sub(1) / LARGE;
-        let more = pieces.saturating_sub(held.as_ref().map_or(0, SemaphorePermit::num_permits));
-        if more == 0 {
-            return Some(());
-        }
-        let more = timeout_at(until, self.memory.acquire_many(u32::try_from(more).ok()?)).await.ok()?.ok()?;
-        match held {
-            Some(held) => held.merge(more),
-            None => *held = Some(more),
-        }
-        Some(())
+    /// Takes memory for so many bytes; nothing if there is none in time.
+    pub(crate) async fn memory(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        let pieces = u32::try_from(bytes.div_ceil(LARGE)).ok()?;
+        timeout(self.settings.message_within, self.memory.acquire_many(pieces)).await.ok()?.ok()
     }
 
     /// Takes a connection of a client, and speaks TLS with it if that is wanted.
@@ -163,6 +160,10 @@ impl Shared {
             Ok(Stream::Plain(server))
         };
         timeout(self.settings.connect_within, connect).await?
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
     }
 
     /// Waits until the proxy is to stop.
@@ -217,7 +218,8 @@ impl Proxy {
         self.address
     }
 
-    /// Serves whoever comes, until it is cancelled; then nobody is let in any more, and whoever has a request under way is served to its end.
+    /// Serves whoever comes, until it is cancelled; then nobody is let in any more, and whoever has a request under way is served to its end, if that comes within
+    /// [`drain_within`](ProxySettings::drain_within).
     ///
     /// # Errors
     /// None after which it could go on; that no connection can be accepted for a while is logged.
@@ -243,7 +245,11 @@ impl Proxy {
         }
         drop(self.listener);
         self.shared.stop.cancel();
-        while sessions.join_next().await.is_some() {}
+        let drained = timeout(self.shared.settings.drain_within, async { while sessions.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            tracing::warn!(connections = sessions.len(), "requests were still under way when the time to end them was over");
+            sessions.shutdown().await;
+        }
         Ok(())
     }
 
@@ -257,9 +263,8 @@ impl Proxy {
         let place = Place(shared);
         sessions.spawn(async move {
             let shared = &place.0;
-            shared.instruments.connections(shared.connections.load(Relaxed));
+            shared.instruments.connections(&shared.connections);
             let ended = serve(client, shared).await;
-            shared.instruments.ended(&ended);
             tracing::debug!(%address, %ended, "a connection has ended");
         });
     }
@@ -286,17 +291,21 @@ impl ProxyHandle {
 }
 
 async fn serve(client: TcpStream, shared: &Shared) -> Ended {
-    // First who it is: a stranger that does not speak TLS costs the server nothing.
-    let client = match shared.accept(client).await {
-        Ok(client) => Peer::new(client),
-        Err(error) => return Ended::Client(error.into()),
-    };
-    match shared.connect().await {
-        Ok(server) => Session::new(client, Peer::new(server), shared).run().await,
-        // As a server that is down: the connection ends before a byte.
-        Err(error) => {
+    // First TLS, where there is any: a stranger that does not speak it costs the server nothing.
+    let client = shared.accept(client).await.map_err(|error| Ended::Client(error.into()));
+    // A server that is down is a connection that ends before a byte.
+    let server = match &client {
+        Ok(_) => shared.connect().await.map_err(|error| {
             tracing::warn!(%error, "the server cannot be connected to");
             Ended::Server(error.into())
+        }),
+        Err(_) => Err(Ended::Closed),
+    };
+    match (client, server) {
+        (Ok(client), Ok(server)) => Session::new(Peer::new(client), Peer::new(server), shared).run().await,
+        (Err(ended), _) | (Ok(_), Err(ended)) => {
+            shared.instruments.ended(&ended);
+            ended
         }
     }
 }
@@ -307,11 +316,13 @@ struct Place(Arc<Shared>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let others = self.0.connections.fetch_sub(1, Relaxed).saturating_sub(1);
-        self.0.instruments.connections(others);
+        self.0.connections.fetch_sub(1, Relaxed);
+        self.0.instruments.connections(&self.0.connections);
     }
 }
 
 /// Of the largest message twice: as it came, and inflated.
 const LEAST_MEMORY: usize = 96 << 20;
+/// 64 KiB a second.
+const SLOWEST_PER_MILLISECOND: usize = 64;
 const AFTER_FAILURE: Duration = Duration::from_millis(50);

@@ -237,7 +237,7 @@ async fn who_sends_too_slowly_or_too_much_too_early_is_sent_away() {
     let large = message(1, 0, 0, &doc! { "insert": "x".repeat(100_000), "$db": "d" });
     let _may_be_reset = client.write_all(&large).await;
     soon(rest(&mut client)).await;
-    assert_eq!(stage.malformed("unauthenticated"), Some(1));
+    assert_eq!(stage.malformed("first"), Some(1));
     // Who has nothing to say may be silent for longer, once it was answered.
     let (mut client, mut server) = stage.connect().await;
     for number in [1, 2] {
@@ -292,6 +292,76 @@ async fn a_proxy_that_stops_serves_what_is_under_way_to_its_end() {
     assert!(soon(rest(&mut client)).await.is_empty());
     soon(stage.running).await.unwrap().unwrap();
     assert!(TcpStream::connect(stage.proxy).await.is_err());
+}
+
+#[tokio::test]
+async fn a_proxy_that_stops_waits_for_no_stream_without_an_end() {
+    let stage = stage(|settings| settings.drain_within = Duration::from_secs(3600)).await;
+    let (mut watching, mut server) = stage.connect().await;
+    watching.write_all(&message(1, 0, EXHAUST_ALLOWED, &doc! { "hello": 1, "$db": "admin" })).await.unwrap();
+    soon(whole_message(&mut server)).await;
+    server.write_all(&message(10, 1, MORE_TO_COME, &doc! { "ok": 1 })).await.unwrap();
+    assert_eq!(soon(whole_message(&mut watching)).await.0.request_id, 10);
+    stage.cancel.cancel();
+    assert!(soon(rest(&mut watching)).await.is_empty());
+    soon(stage.running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_proxy_that_stops_waits_for_nobody_for_ever() {
+    let stage = stage(|settings| settings.drain_within = Duration::from_millis(500)).await;
+    let (mut slow, mut server) = stage.connect().await;
+    slow.write_all(&ping(1)).await.unwrap();
+    soon(whole_message(&mut server)).await;
+    stage.cancel.cancel();
+    // The server never answers.
+    soon(stage.running).await.unwrap().unwrap();
+    assert!(soon(rest(&mut slow)).await.is_empty());
+}
+
+#[tokio::test]
+async fn compressed_messages_pass_as_they_came_once_the_client_is_known() {
+    let stage = stage(|_| {}).await;
+    // Not compressed at all, but in the form of it.
+    let compressed = |request_id: i32, says: i32| {
+        let inner = &ping(request_id)[HEADER..];
+        let header = Header { length: HEADER + 9 + inner.len(), request_id, response_to: 0, opcode: Opcode::Compressed };
+        let mut message = Vec::new();
+        header.write(&mut message);
+        message.extend(2013_i32.to_le_bytes());
+        message.extend((i32::try_from(inner.len()).unwrap() + says).to_le_bytes());
+        message.push(0);
+        message.extend(inner);
+        message
+    };
+    let (mut stranger, mut server) = stage.connect().await;
+    stranger.write_all(&compressed(1, 0)).await.unwrap();
+    assert!(soon(rest(&mut server)).await.is_empty());
+    assert_eq!(stage.malformed("first"), Some(1));
+    let (mut client, mut server) = stage.connect().await;
+    client.write_all(&ping(1)).await.unwrap();
+    soon(whole_message(&mut server)).await;
+    server.write_all(&message(2, 1, 0, &doc! { "ok": 1 })).await.unwrap();
+    soon(whole_message(&mut client)).await;
+    client.write_all(&compressed(3, 0)).await.unwrap();
+    assert_eq!(soon(whole_message(&mut server)).await.1, compressed(3, 0));
+    server.write_all(&message(4, 3, 0, &doc! { "ok": 1 })).await.unwrap();
+    soon(whole_message(&mut client)).await;
+    client.write_all(&compressed(5, 1)).await.unwrap();
+    assert_eq!(soon(whole_message(&mut client)).await.0.response_to, 5);
+    assert!(soon(rest(&mut server)).await.is_empty());
+    assert_eq!(stage.malformed("compression"), Some(1));
+}
+
+#[tokio::test]
+async fn who_awaits_no_answer_gets_no_refusal() {
+    let stage = stage(|_| {}).await;
+    let (mut client, mut server) = stage.connect().await;
+    let mut bad = message(1, 0, MORE_TO_COME, &doc! { "insert": "c", "$db": "d" });
+    *bad.last_mut().unwrap() = 1;
+    client.write_all(&bad).await.unwrap();
+    assert!(soon(rest(&mut client)).await.is_empty());
+    soon(rest(&mut server)).await;
 }
 
 #[tokio::test]

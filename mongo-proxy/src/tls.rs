@@ -11,8 +11,6 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -73,43 +71,37 @@ impl UpstreamTls {
 /// Takes TLS connections of clients.
 #[derive(Debug)]
 pub(crate) struct Listening {
-    certificate: Arc<Reloadable>,
     file: PathBuf,
-    config: Arc<ServerConfig>,
-}
-
-/// A certificate that can be another one for the next connection.
-#[derive(Debug)]
-struct Reloadable(RwLock<Arc<CertifiedKey>>);
-
-impl ResolvesServerCert for Reloadable {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
-    }
+    config: RwLock<Arc<ServerConfig>>,
 }
 
 impl Listening {
     pub(crate) fn new(tls: &ListenTls) -> Result<Self> {
-        let certificate = Arc::new(Reloadable(RwLock::new(certified(&tls.certificate_file)?)));
-        let config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(without_tls)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::<Reloadable>::clone(&certificate));
-        Ok(Self { certificate, file: tls.certificate_file.clone(), config: Arc::new(config) })
+        Ok(Self { file: tls.certificate_file.clone(), config: RwLock::new(listening(&tls.certificate_file)?) })
     }
 
-    /// Reads the file again, for the connections to come. If it is not fit, all stays as it is.
+    /// Reads the file again, for the connections to come; what clients remember of the old certificate is forgotten with it. If the file is not fit, all stays as it is.
     pub(crate) fn reload(&self) -> Result<()> {
-        let certificate = certified(&self.file)?;
-        *self.certificate.0.write().unwrap_or_else(PoisonError::into_inner) = certificate;
+        let config = listening(&self.file)?;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
 
     pub(crate) async fn accept(&self, client: TcpStream) -> io::Result<Stream> {
-        let stream = TlsAcceptor::from(Arc::clone(&self.config)).accept(client).await?;
+        let config = Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner));
+        let stream = TlsAcceptor::from(config).accept(client).await?;
         Ok(Stream::Tls(Box::new(stream.into())))
     }
+}
+
+fn listening(file: &Path) -> Result<Arc<ServerConfig>> {
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(without_tls)?
+        .with_no_client_auth()
+        .with_single_cert(certificates(file)?, key(file)?)
+        .map_err(|error| unfit(file, "the key is not that of the certificate").with_source(error))?;
+    Ok(Arc::new(config))
 }
 
 /// Makes TLS connections to the server.
@@ -162,8 +154,8 @@ impl Connecting {
                 }
             }
         };
-        // A connection that is resumed would save a little; a server that was replaced would have to be known again.
-        config.resumption = rustls::client::Resumption::in_memory_sessions(RESUMED);
+        // A server that was replaced has to show its certificate again.
+        config.resumption = rustls::client::Resumption::disabled();
         Ok(Self { config: Arc::new(config), name })
     }
 
@@ -175,11 +167,6 @@ impl Connecting {
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
-}
-
-fn certified(file: &Path) -> Result<Arc<CertifiedKey>> {
-    let key = CertifiedKey::from_der(certificates(file)?, key(file)?, &provider());
-    Ok(Arc::new(key.map_err(|error| unfit(file, "the key is not that of the certificate").with_source(error))?))
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -199,6 +186,3 @@ fn unfit(file: &Path, why: &'static str) -> Error {
 fn without_tls(error: rustls::Error) -> Error {
     Error::internal("TLS cannot be set up").with_source(error)
 }
-
-/// Sessions that are remembered.
-const RESUMED: usize = 256;

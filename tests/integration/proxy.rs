@@ -199,6 +199,8 @@ async fn the_driver_finds_its_way_back_when_the_server_does() {
         let orders = orders.clone();
         async move { orders.find_one(doc! { "_id": 1 }).await }
     });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!hangs.is_finished());
     server.member(0).resume().unwrap();
     assert!(hangs.await.unwrap().unwrap().is_some());
     server.step_down().await.unwrap();

@@ -5,7 +5,7 @@
 
 use super::Malformed;
 
-/// So often documents may be within each other, as in the server.
+/// So many documents may be within each other below the outermost, as in the server.
 pub(crate) const DEEPEST: usize = 200;
 /// The longest document of a command or a reply: sixteen megabytes, and room for what is around them.
 pub(crate) const LONGEST_DOCUMENT: usize = (16 << 20) + (16 << 10);
@@ -139,7 +139,7 @@ impl Scan<'_> {
         let length = self.length(within)?;
         let end =
             from.checked_add(length).filter(|end| length >= SHORTEST_DOCUMENT && *end <= within).ok_or(Malformed::Bounds)?;
-        if self.ends.len() >= DEEPEST {
+        if self.ends.len() > DEEPEST {
             return Err(Malformed::Depth);
         }
         self.ends.push(end);

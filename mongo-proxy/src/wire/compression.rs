@@ -52,7 +52,7 @@ pub(crate) fn inflate(header: Header, body: &[u8]) -> Result<(Header, Vec<u8>), 
     let length = says(body)?;
     let compressor = Compressor::ALL.into_iter().find(|compressor| compressor.id() == prefix[8]).ok_or(Malformed::Compression)?;
     let inner = Header { length: HEADER + length, opcode: Opcode::Message, ..header };
-    let mut message = Vec::new();
+    let mut message = Vec::with_capacity(HEADER + length + 1);
     inner.write(&mut message);
     match compressor {
         Compressor::Noop => message.extend_from_slice(compressed),
@@ -69,7 +69,9 @@ pub(crate) fn inflate(header: Header, body: &[u8]) -> Result<(Header, Vec<u8>), 
         }
         Compressor::Zlib => read_exactly(flate2::read::ZlibDecoder::new(compressed), length, &mut message)?,
         Compressor::Zstd => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(compressed).map_err(|_| Malformed::Compression)?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed).map_err(|_| Malformed::Compression)?;
+            // No more than the largest message needs to be looked back upon.
+            decoder.window_log_max(26).map_err(|_| Malformed::Compression)?;
             read_exactly(decoder, length, &mut message)?;
         }
     }
@@ -77,7 +79,7 @@ pub(crate) fn inflate(header: Header, body: &[u8]) -> Result<(Header, Vec<u8>), 
 }
 
 /// Inflates no more than a byte beyond what is said, and as much memory as it really needs.
-fn read_exactly(inflating: impl std::io::Read, length: usize, to: &mut Vec<u8>) -> Result<(), Malformed> {
+pub(super) fn read_exactly(inflating: impl std::io::Read, length: usize, to: &mut Vec<u8>) -> Result<(), Malformed> {
     let most = u64::try_from(length).unwrap_or(u64::MAX).saturating_add(1);
     inflating.take(most).read_to_end(to).map(drop).map_err(|_| Malformed::Compression)
 }

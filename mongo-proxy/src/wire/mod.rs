@@ -36,8 +36,8 @@ pub(crate) enum Malformed {
     Checksum,
     /// It is compressed in a way that was not agreed on, or inflates to another length than it says, or holds what must not be compressed.
     Compression,
-    /// Before anybody has said who they are, messages are short.
-    Unauthenticated,
+    /// Before the first answer messages are short, and not compressed: nothing was agreed on yet.
+    First,
 }
 
 impl Malformed {
@@ -51,7 +51,7 @@ impl Malformed {
         Self::Depth,
         Self::Checksum,
         Self::Compression,
-        Self::Unauthenticated,
+        Self::First,
     ];
 
     /// As it is called in metrics and in the log.
@@ -66,7 +66,7 @@ impl Malformed {
             Self::Depth => "depth",
             Self::Checksum => "checksum",
             Self::Compression => "compression",
-            Self::Unauthenticated => "unauthenticated",
+            Self::First => "first",
         }
     }
 }

@@ -14,7 +14,7 @@ pub(crate) fn malformed(request: Header, why: Malformed) -> Vec<u8> {
         Malformed::Checksum => (288, "ChecksumMismatch"),
         Malformed::Bson | Malformed::Bounds => (22, "InvalidBSON"),
         Malformed::Depth => (15, "Overflow"),
-        Malformed::Length | Malformed::Opcode | Malformed::Compression | Malformed::Unauthenticated => (17, "ProtocolError"),
+        Malformed::Length | Malformed::Opcode | Malformed::Compression | Malformed::First => (17, "ProtocolError"),
     };
     let message = format!("the proxy takes this for no message of MongoDB: {why}");
     to(request, &rawdoc! { "ok": 0.0, "errmsg": message, "code": code, "codeName": name })

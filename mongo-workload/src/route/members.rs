@@ -94,13 +94,11 @@ impl Members {
     pub(super) fn choose_of(&self, tier: Tier, route: &ReadRoute, tried: &[String]) -> Option<Chosen> {
         let members = self.lock();
         let now = Instant::now();
-        // One that has not heard yet that it does not lead any more may lack what its successor has.
-        let primaries = members.values().filter(|known| known.state.role == MemberRole::Primary);
-        let leads = primaries.map(|known| known.state.applied).max();
+        let leads = self.leads(&members);
         let mut fit: Vec<(&Known, u32)> = members
             .values()
             .filter(|known| !tried.contains(&known.state.address))
-            .filter(|known| self.is_fit(&known.state, tier, route, now, leads == Some(known.state.applied)))
+            .filter(|known| self.is_fit(&known.state, tier, route, now, leads.as_deref() == Some(known.state.address.as_str())))
             .map(|known| (known, self.settings.weights.get(&known.state.address).copied().unwrap_or(1)))
             .filter(|(_, weight)| *weight > 0)
             .collect();
@@ -115,7 +113,14 @@ impl Members {
         None
     }
 
-    /// `leads` if no other primary is known that has come further.
+    /// Of those that say that they lead the one that does. One that has not heard yet of its successor has not come as far; one that is dead was not heard lately, however far it had come.
+    fn leads(&self, members: &BTreeMap<String, Known>) -> Option<String> {
+        let primaries = || members.values().map(|known| &known.state).filter(|state| state.role == MemberRole::Primary);
+        let heard = primaries().map(|state| state.seen).max()?;
+        let lately = primaries().filter(|state| heard.saturating_duration_since(state.seen) <= self.settings.answer_within);
+        lately.max_by_key(|state| state.applied).map(|state| state.address.clone())
+    }
+
     fn is_fit(&self, state: &MemberState, tier: Tier, route: &ReadRoute, now: Instant, leads: bool) -> bool {
         let age = now.saturating_duration_since(state.seen);
         let role = match tier {

@@ -91,6 +91,15 @@ async fn one_that_has_not_heard_of_its_successor_is_not_trusted_with_what_that_h
     token.note("shop", at(110)).unwrap();
     assert_eq!(only(&members, &ReadRoute::primary().after(&token, "shop")), "b:1");
     assert_eq!(only(&members, &ReadRoute::primary().max_lag(Duration::from_secs(5))), "b:1");
+    // One that has come further and does not answer any more is dead, and what it alone had is lost.
+    learn(&members, &[("c:1", PRIMARY, 200, 0)]);
+    sleep(Duration::from_secs(1)).await;
+    learn(&members, &[("a:1", SECONDARY, 120, 0), ("b:1", PRIMARY, 120, 0)]);
+    token.note("shop", at(190)).unwrap();
+    let counts = chosen(&members, &ReadRoute::primary().after(&token, "shop"));
+    assert!(counts.contains_key("b:1"), "{counts:?}");
+    sleep(Duration::from_secs(5)).await;
+    learn(&members, &[("b:1", PRIMARY, 121, 0)]);
     // An answer that comes late is not the newest.
     let late =
         MemberState { address: "b:1".to_owned(), role: SECONDARY, applied: at(90), lag: Duration::ZERO, seen: Instant::now() };
