@@ -47,7 +47,7 @@ pub struct ProxySettings {
     pub drain_within: Duration,
     /// What all messages under way that are larger than 64 KiB may take together: who needs it takes it once, before it is read on, and waits for it as long as `message_within`. At least 96 MiB, as the largest compressed
     /// message needs. Default 256 MiB.
-    pub large_requests_bytes: usize,
+    pub large_messages_bytes: usize,
     /// What clients are shown; without it they connect without TLS.
     #[cfg(feature = "tls")]
     pub listen_tls: Option<ListenTls>,
@@ -65,7 +65,7 @@ impl ProxySettings {
             connect_within: Duration::from_secs(5),
             message_within: Duration::from_secs(30),
             drain_within: Duration::from_secs(30),
-            large_requests_bytes: 256 << 20,
+            large_messages_bytes: 256 << 20,
             #[cfg(feature = "tls")]
             listen_tls: None,
             #[cfg(feature = "tls")]
@@ -193,7 +193,7 @@ impl Proxy {
         };
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let pieces = (settings.large_requests_bytes.max(LEAST_MEMORY) / LARGE).min(Semaphore::MAX_PERMITS);
+        let pieces = (settings.large_messages_bytes.max(LEAST_MEMORY) / LARGE).min(Semaphore::MAX_PERMITS);
         let shared = Shared {
             memory: Semaphore::new(pieces),
             #[cfg(feature = "tls")]
@@ -232,7 +232,7 @@ impl Proxy {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
-                Some(_) = sessions.join_next(), if !sessions.is_empty() => {}
+                Some(ended) = sessions.join_next(), if !sessions.is_empty() => tell_of_panic(ended),
                 accepted = self.listener.accept() => match accepted {
                     Ok((client, address)) => self.admit(client, address, &mut sessions),
                     Err(error) => {
@@ -245,7 +245,12 @@ impl Proxy {
         }
         drop(self.listener);
         self.shared.stop.cancel();
-        let drained = timeout(self.shared.settings.drain_within, async { while sessions.join_next().await.is_some() {} }).await;
+        let drain = async {
+            while let Some(ended) = sessions.join_next().await {
+                tell_of_panic(ended);
+            }
+        };
+        let drained = timeout(self.shared.settings.drain_within, drain).await;
         if drained.is_err() {
             tracing::warn!(connections = sessions.len(), "requests were still under way when the time to end them was over");
             sessions.shutdown().await;
@@ -307,6 +312,13 @@ async fn serve(client: TcpStream, shared: &Shared) -> Ended {
             shared.instruments.ended(&ended);
             ended
         }
+    }
+}
+
+/// Of whom it serves a session tells itself; what is told here is a fault of the proxy.
+fn tell_of_panic(ended: std::result::Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a connection was given up for a fault of the proxy");
     }
 }
 

@@ -392,8 +392,12 @@ async fn fill_until(peer: &mut Peer, until: Option<Instant>) -> Result<(), Gone>
     }
 }
 
+/// Does work that takes long on a thread for that. A panic in it is one here.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Ended::Stopped)
+    tokio::task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Ended::Stopped,
+    })
 }
 
 /// The longest message before the first answer, and the longest legacy one.

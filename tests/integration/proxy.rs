@@ -195,12 +195,12 @@ async fn the_driver_finds_its_way_back_when_the_server_does() {
     let orders = client.database("shop").collection::<Document>("orders");
     orders.insert_one(doc! { "_id": 1 }).await.unwrap();
     server.member(0).pause().unwrap();
-    let hangs = tokio::spawn({
+    let mut hangs = tokio::spawn({
         let orders = orders.clone();
         async move { orders.find_one(doc! { "_id": 1 }).await }
     });
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(!hangs.is_finished());
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut hangs).await;
+    assert!(early.is_err(), "who answered for a server that hangs?");
     server.member(0).resume().unwrap();
     assert!(hangs.await.unwrap().unwrap().is_some());
     server.step_down().await.unwrap();
