@@ -10,11 +10,16 @@ pub mod gate;
 mod health;
 pub mod metrics;
 mod namespace;
+mod pattern;
 pub mod progress;
+pub mod rate;
 mod redact;
 pub mod replica_set;
 mod replication_mode;
 mod retry;
+#[cfg(feature = "serde")]
+#[doc(hidden)]
+pub mod seconds;
 pub mod state;
 #[cfg(feature = "http-client")]
 #[doc(hidden)]
@@ -30,6 +35,7 @@ pub use connect::{ConnectOptions, Deployment, ServerVersion, Topology, connect, 
 pub use error::{BoxError, Error, ErrorKind, Result, classify_code};
 pub use health::{Health, HealthStatus};
 pub use namespace::{Namespace, NamespacePattern, NamespaceRenames, NamespaceSelection};
+pub use pattern::TextPattern;
 pub use redact::{Secret, redact_uris};
 pub use replication_mode::ReplicationMode;
 pub use retry::{RetryBudget, RetryPolicy, retry};

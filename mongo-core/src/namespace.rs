@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    pattern::TextPattern,
+};
 
 /// A database and a collection in it, as in `shop.orders`.
 ///
@@ -107,35 +110,27 @@ impl From<Namespace> for String {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(try_from = "String", into = "String"))]
 pub struct NamespacePattern {
     text: String,
-    /// The literal runs between the stars: one more than there are stars.
-    literals: Vec<String>,
+    pattern: TextPattern,
 }
 
 impl NamespacePattern {
     /// Whether `namespace` (in the form `database.collection`) matches.
     pub fn matches(&self, namespace: &str) -> bool {
-        self.captures(namespace).is_some()
+        self.pattern.matches(namespace)
     }
 
-    /// What each star stands for in `namespace`, leftmost shortest first; `None` if it does not match.
-    fn captures<'a>(&self, namespace: &'a str) -> Option<Vec<&'a str>> {
-        let (first, rest) = self.literals.split_first()?;
-        let mut remaining = namespace.strip_prefix(first.as_str())?;
-        let Some((last, middle)) = rest.split_last() else {
-            return remaining.is_empty().then(Vec::new);
-        };
-        let mut captures = Vec::with_capacity(rest.len());
-        for literal in middle {
-            let at = remaining.find(literal.as_str())?;
-            captures.push(&remaining[..at]);
-            remaining = &remaining[at + literal.len()..];
-        }
-        captures.push(remaining.strip_suffix(last.as_str())?);
-        Some(captures)
+    /// Whether a collection of this database may match, whatever it is called.
+    pub fn may_match_in(&self, database: &str) -> bool {
+        self.pattern.may_begin(&format!("{database}."))
+    }
+
+    /// Whether every collection of this database matches, whatever it is called.
+    pub fn matches_all_of(&self, database: &str) -> bool {
+        self.pattern.matches_whatever_follows(&format!("{database}."))
     }
 
     fn stars(&self) -> usize {
-        self.literals.len() - 1
+        self.pattern.stars()
     }
 }
 
@@ -143,48 +138,16 @@ impl FromStr for NamespacePattern {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut literals = vec![String::new()];
-        let mut dotted = false;
-        let mut chars = text.chars();
-        while let Some(c) = chars.next() {
-            match c {
-                '*' => {
-                    literals.push(String::new());
-                    continue;
-                }
-                '\\' => match chars.next() {
-                    Some(escaped @ ('*' | '\\')) => push(&mut literals, escaped),
-                    // A collection name may hold a backslash: one that escapes nothing stands for itself.
-                    other => {
-                        push(&mut literals, '\\');
-                        if let Some(other) = other {
-                            dotted |= other == '.';
-                            push(&mut literals, other);
-                        }
-                    }
-                },
-                other => {
-                    dotted |= other == '.';
-                    push(&mut literals, other);
-                }
-            }
-        }
         if text.is_empty() {
             return Err(Error::invalid(
                 "a namespace pattern is empty: write database.collection, with * for any run of characters",
             ));
         }
-        if !dotted && text != "*" {
-            push(&mut literals, '.');
-            literals.push(String::new());
+        let mut pattern = TextPattern::new(text);
+        if text != "*" && !pattern.has_literal('.') {
+            pattern = TextPattern::new(&format!("{text}.*"));
         }
-        Ok(Self { text: text.to_owned(), literals })
-    }
-}
-
-fn push(literals: &mut [String], c: char) {
-    if let Some(last) = literals.last_mut() {
-        last.push(c);
+        Ok(Self { text: text.to_owned(), pattern })
     }
 }
 
@@ -267,8 +230,7 @@ impl NamespaceSelection {
 
     /// Whether it can take namespaces of databases that it does not name.
     pub fn is_open(&self) -> bool {
-        self.include.is_empty()
-            || self.include.iter().any(|pattern| !pattern.literals.first().is_some_and(|literal| literal.contains('.')))
+        self.include.is_empty() || self.include.iter().any(|pattern| !pattern.pattern.first().contains('.'))
     }
 
     /// The includes that none of `namespaces` matches: most often a misspelling.
@@ -324,11 +286,11 @@ impl NamespaceRenames {
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the result is no valid namespace.
     pub fn apply(&self, namespace: &Namespace) -> Result<Namespace> {
         let text = namespace.to_string();
-        let Some((captures, to)) = self.rules.iter().find_map(|(from, to)| Some((from.captures(&text)?, to))) else {
+        let Some((captures, to)) = self.rules.iter().find_map(|(from, to)| Some((from.pattern.captures(&text)?, to))) else {
             return Ok(namespace.clone());
         };
         let mut renamed = String::new();
-        for (position, literal) in to.literals.iter().enumerate() {
+        for (position, literal) in to.pattern.literals().iter().enumerate() {
             renamed.push_str(literal);
             renamed.push_str(captures.get(position).copied().unwrap_or_default());
         }

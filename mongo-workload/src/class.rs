@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use mongo_core::{Error, Result};
+use mongo_core::{Error, Result, rate::Rate};
 
 /// One class of work: what share it gets, how much of it may be under way, and within which limits each of its operations runs.
 ///
@@ -27,13 +27,13 @@ pub struct Class {
     /// Operations of it that may wait, reads and writes counted apart; more are refused at once. Default 1000.
     pub max_queued: u32,
     /// What is given to the server as `maxTimeMS`, and the longest that an operation may take with its wait. Default 15 s. In a file: seconds.
-    #[cfg_attr(feature = "serde", serde(with = "seconds"))]
+    #[cfg_attr(feature = "serde", serde(with = "mongo_core::seconds"))]
     pub time_limit: Duration,
     /// Documents in a batch. Default 100.
     pub batch_size: u32,
     /// Who has waited longer than this goes before its turn, by age alone: see the starvation bound in the crate's docs. Of no use unless it is
     /// well below the time within which operations must be done. Default 5 s. In a file: seconds.
-    #[cfg_attr(feature = "serde", serde(with = "seconds"))]
+    #[cfg_attr(feature = "serde", serde(with = "mongo_core::seconds"))]
     pub ages_after: Duration,
     /// How often work may be submitted. Default: as often as one likes.
     pub rate: Option<Rate>,
@@ -73,24 +73,6 @@ impl Rule {
             Self::Rate => "rate",
             Self::TimeLimit => "time_limit",
         }
-    }
-}
-
-/// How often something may happen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
-#[non_exhaustive]
-pub struct Rate {
-    /// So often a second, in the long run.
-    pub per_second: f64,
-    /// So often at once, after a quiet time; at least 1.
-    pub burst: u32,
-}
-
-impl Rate {
-    /// So often a second in the long run, and `burst` times at once.
-    pub fn new(per_second: f64, burst: u32) -> Self {
-        Self { per_second, burst }
     }
 }
 
@@ -148,35 +130,13 @@ impl Class {
         if self.batch_size == 0 {
             return wrong("a batch holds at least one document: set batch_size to 1 or more");
         }
-        match self.rate {
-            Some(rate) if !(rate.per_second.is_finite() && rate.per_second > 0.0) || rate.burst == 0 => {
-                wrong("a rate is a number above 0 a second and a burst of at least 1")
-            }
-            _ => Ok(()),
-        }
+        self.rate.map_or(Ok(()), Rate::check).map_err(|error| error.with_context("class", self.name.escape_debug()))
     }
 }
 
 /// Whether it can be a label in metrics, a part of a comment and of a token.
 pub(crate) fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
-}
-
-/// Durations as people write them.
-#[cfg(feature = "serde")]
-mod seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_f64(time.as_secs_f64())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let seconds = f64::deserialize(deserializer)?;
-        Duration::try_from_secs_f64(seconds).map_err(|_| D::Error::custom("a time is a number of seconds, as 15 or 0.25"))
-    }
 }
 
 /// The classes of a manager, the most urgent first.

@@ -19,6 +19,7 @@ use std::{
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Result, RetryBudget, RetryPolicy,
     metrics::{MetricsSink, NoMetrics},
+    rate::RateLimit,
     retry,
 };
 use tokio::time::{Instant, timeout_at};
@@ -31,7 +32,6 @@ use crate::{
     limit::{Controller, Fared},
     load::{Load, LoadSignal},
     permit::{Entry, Permit, Waiter},
-    rate::RateLimit,
     schedule::{Access, Scheduler, Strictness, WaitingId},
     submission::Submission,
 };

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use tokio::time::sleep;
 
 use super::*;
-use crate::class::Rate;
+use crate::Rate;
 
 const MS: Duration = Duration::from_millis(1);
 
