@@ -1,9 +1,19 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "http")]
+mod admin;
+mod command;
+mod connections;
+mod handle;
+mod hello;
 mod instruments;
+mod members;
 mod peer;
 mod proxy;
+mod requests;
+mod rules;
 mod session;
+mod settings;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -11,7 +21,14 @@ mod tests;
 mod tls;
 mod wire;
 
-pub use proxy::{Proxy, ProxyHandle, ProxySettings};
+#[cfg(feature = "http")]
+pub use admin::router;
+pub use connections::ConnectionStatus;
+pub use handle::{ProxyHandle, RuleStatus, RulesStatus, Statistics};
+pub use proxy::Proxy;
+pub use requests::{LoggedRequest, RequestLog};
+pub use rules::{Access, Action, ConcurrencyRule, Denial, Key, Match, RateRule, Rule, Rules};
+pub use settings::{ProxySettings, Topology};
 #[cfg(feature = "tls")]
 pub use tls::{ListenTls, UpstreamTls};
 
@@ -19,11 +36,11 @@ pub use tls::{ListenTls, UpstreamTls};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
+    use crate::command::{Command, touched::Touched};
     use crate::wire::{
         compression,
         header::{HEADER, Header, Opcode},
         query,
-        request::Command,
         scan::Scan,
     };
 
@@ -57,7 +74,9 @@ pub mod fuzzing {
         assert_eq!(there.is_ok(), at_once.is_ok());
         assert_eq!(pieces.is_complete(), whole.is_complete());
         if let (true, Some(body)) = (whole.is_complete(), whole.body()) {
-            let _ = Command::read(&rest[body.start - HEADER..body.end - HEADER], None);
+            if let Ok(command) = Command::read(&rest[body.start - HEADER..body.end - HEADER], None) {
+                let _ = (command.access(), Touched::by(&command, &rest[body.end - HEADER..]));
+            }
         }
     }
 }

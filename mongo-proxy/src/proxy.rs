@@ -1,94 +1,46 @@
-//! The listener, and what all its connections share.
+//! The listeners, and what all their connections share.
 
 use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use bson::{RawDocument, rawdoc};
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Result,
+    clock::SystemClock,
     metrics::{MetricsSink, NoMetrics},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, SemaphorePermit},
+    sync::{Semaphore, SemaphorePermit, mpsc},
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 #[cfg(feature = "tls")]
-use crate::tls::{Connecting, ListenTls, Listening, UpstreamTls};
+use crate::tls::{Connecting, Listening};
 use crate::{
+    ProxyHandle, ProxySettings, Topology,
+    connections::{Connection, Connections},
     instruments::Instruments,
+    members::{self, Door, Members},
     peer::{LARGE, Peer, prepare},
+    requests::Requests,
+    rules::{RuleBook, Rules},
     session::{Ended, Session},
     stream::Stream,
+    wire::{
+        header::{HEADER, Header, Opcode},
+        reply,
+        scan::Scan,
+    },
 };
-
-/// How a proxy works.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ProxySettings {
-    /// The server, as `host:port`.
-    pub upstream: String,
-    /// Connections at once; who comes when there are so many is sent away. Default 10,000.
-    pub max_connections: usize,
-    /// How long a connection to the server may take. Default 5 s.
-    pub connect_within: Duration,
-    /// How long a message may take from its first byte on, and a second more for each 64 KiB of it that have come; the first one from the connection on. And how long a client may take no bytes. How long an
-    /// *operation* takes is not limited. Default 30 s.
-    pub message_within: Duration,
-    /// How long requests under way may still take when the proxy is stopped. Default 30 s.
-    pub drain_within: Duration,
-    /// What all messages under way that are larger than 64 KiB may take together: who needs it takes it once, before it is read on, and waits for it as long as `message_within`. At least 96 MiB, as the largest compressed
-    /// message needs. Default 256 MiB.
-    pub large_messages_bytes: usize,
-    /// What clients are shown; without it they connect without TLS.
-    #[cfg(feature = "tls")]
-    pub listen_tls: Option<ListenTls>,
-    /// How the server is known; without it it is connected to without TLS.
-    #[cfg(feature = "tls")]
-    pub upstream_tls: Option<UpstreamTls>,
-}
-
-impl ProxySettings {
-    /// For the server at this `host:port`, with the defaults of all else.
-    pub fn new(upstream: impl Into<String>) -> Self {
-        Self {
-            upstream: upstream.into(),
-            max_connections: 10_000,
-            connect_within: Duration::from_secs(5),
-            message_within: Duration::from_secs(30),
-            drain_within: Duration::from_secs(30),
-            large_messages_bytes: 256 << 20,
-            #[cfg(feature = "tls")]
-            listen_tls: None,
-            #[cfg(feature = "tls")]
-            upstream_tls: None,
-        }
-    }
-
-    /// Sets what clients are shown.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn with_listen_tls(mut self, tls: ListenTls) -> Self {
-        self.listen_tls = Some(tls);
-        self
-    }
-
-    /// Sets how the server is known.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn with_upstream_tls(mut self, tls: UpstreamTls) -> Self {
-        self.upstream_tls = Some(tls);
-        self
-    }
-}
 
 /// A proxy that listens.
 ///
@@ -105,8 +57,9 @@ impl ProxySettings {
 /// ```
 #[derive(Debug)]
 pub struct Proxy {
-    listener: TcpListener,
     address: SocketAddr,
+    /// Those that are open already, and those that will be.
+    doors: mpsc::UnboundedReceiver<Door>,
     shared: Arc<Shared>,
 }
 
@@ -115,13 +68,23 @@ pub struct Proxy {
 pub(crate) struct Shared {
     pub(crate) settings: ProxySettings,
     pub(crate) instruments: Instruments,
-    connections: AtomicUsize,
+    pub(crate) connections: Connections,
+    pub(crate) requests: Requests,
+    pub(crate) clock: SystemClock,
+    metrics: Arc<dyn MetricsSink>,
+    rules: RwLock<Arc<RuleBook>>,
+    members: Option<Members>,
     /// In pieces of [`LARGE`].
     memory: Semaphore,
     #[cfg(feature = "tls")]
-    listening: Option<Listening>,
+    pub(crate) listening: Option<Listening>,
     #[cfg(feature = "tls")]
     connecting: Option<Connecting>,
+    started: Instant,
+    /// Nothing new is begun.
+    draining: AtomicBool,
+    /// Until when a cursor or a transaction may be gone on with that was used last; in milliseconds from the start.
+    goes_on_until: AtomicU64,
     stop: CancellationToken,
 }
 
@@ -148,18 +111,66 @@ impl Shared {
         Ok(Stream::Plain(client))
     }
 
-    /// Connects to the server.
-    async fn connect(&self) -> io::Result<Stream> {
+    /// Connects to a server.
+    async fn connect(&self, upstream: &str) -> io::Result<Stream> {
         let connect = async {
-            let server = TcpStream::connect(&self.settings.upstream).await?;
+            let server = TcpStream::connect(upstream).await?;
             prepare(&server)?;
             #[cfg(feature = "tls")]
             if let Some(tls) = &self.connecting {
-                return tls.connect(server).await;
+                return tls.connect(server, upstream).await;
             }
             Ok(Stream::Plain(server))
         };
         timeout(self.settings.connect_within, connect).await?
+    }
+
+    /// Whether the server is shown a certificate that is the proxy's.
+    pub(crate) fn shows_certificate(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.settings.upstream_tls.as_ref().is_some_and(|tls| tls.certificate_file.is_some());
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// The rules that are in force now.
+    pub(crate) fn rules(&self) -> Arc<RuleBook> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts others in force.
+    pub(crate) fn set_rules(&self, rules: &Rules) -> Result<u64> {
+        // From reading what there was to writing, so that no two have the same number.
+        let mut book = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        let version = book.version + 1;
+        *book = Arc::new(RuleBook::new(rules, version, Some(&book), self.metrics.as_ref())?);
+        Ok(version)
+    }
+
+    pub(crate) fn members(&self) -> Option<&Members> {
+        self.members.as_ref()
+    }
+
+    /// How long the proxy has been there.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Something is used that may be gone on with.
+    pub(crate) fn begins_something(&self) {
+        let until = (self.now() + self.settings.drain_within).as_millis();
+        self.goes_on_until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Nothing new is begun from now on.
+    pub(crate) fn drain(&self) {
+        if !self.draining.swap(true, Relaxed) {
+            tracing::info!("nothing new is begun any more");
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -176,36 +187,70 @@ impl Proxy {
     /// Listens at an address, as `127.0.0.1:27018`; port 0 for any that is free.
     ///
     /// # Errors
-    /// `InvalidInput` for an address that is none or is taken.
+    /// `InvalidInput` for an address that is none or is taken, or settings that are not fit; `Unavailable` if a replica set cannot be asked for its members.
     pub async fn bind(listen: &str, settings: ProxySettings) -> Result<Self> {
-        Self::bind_with_metrics(listen, settings, &NoMetrics).await
+        Self::bind_with_metrics(listen, settings, Arc::new(NoMetrics)).await
     }
 
-    /// As [`bind`](Self::bind), and tells `metrics` of connections (`mongo_proxy_connections`, `mongo_proxy_connections_total` by `outcome`) and of what was no message (`mongo_proxy_malformed_total` by `reason`).
+    /// As [`bind`](Self::bind), and tells `metrics` of what happens: see the table in the [crate's documentation](crate#metrics).
     ///
     /// # Errors
     /// As [`bind`](Self::bind).
-    pub async fn bind_with_metrics(listen: &str, settings: ProxySettings, metrics: &dyn MetricsSink) -> Result<Self> {
+    pub async fn bind_with_metrics(listen: &str, settings: ProxySettings, metrics: Arc<dyn MetricsSink>) -> Result<Self> {
         let failed = |error: io::Error| {
             Error::new(ErrorKind::InvalidInput, "cannot listen: choose another address")
                 .with_context("address", listen)
                 .with_source(error)
         };
+        let (opened, doors) = mpsc::unbounded_channel();
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let mut address = listener.local_addr().map_err(failed)?;
+        let members = match settings.topology {
+            Topology::Direct => None,
+            Topology::ReplicaSet => {
+                // Whether the address is fit is known now. The port is the first member's.
+                if listen.rsplit(':').next() == Some("0") {
+                    address.set_port(0);
+                }
+                Some(Members::new(address, settings.advertise.as_deref(), opened.clone())?)
+            }
+        };
         let pieces = (settings.large_messages_bytes.max(LEAST_MEMORY) / LARGE).min(Semaphore::MAX_PERMITS);
         let shared = Shared {
             memory: Semaphore::new(pieces),
             #[cfg(feature = "tls")]
             listening: settings.listen_tls.as_ref().map(Listening::new).transpose()?,
             #[cfg(feature = "tls")]
-            connecting: settings.upstream_tls.as_ref().map(|tls| Connecting::new(tls, &settings.upstream)).transpose()?,
+            connecting: settings.upstream_tls.as_ref().map(Connecting::new).transpose()?,
+            rules: RwLock::new(Arc::new(RuleBook::new(&settings.rules, 1, None, metrics.as_ref())?)),
+            requests: Requests::new(settings.request_log.clone()),
+            instruments: Instruments::new(metrics.as_ref()),
             settings,
-            instruments: Instruments::new(metrics),
-            connections: AtomicUsize::new(0),
+            connections: Connections::default(),
+            clock: SystemClock::new(),
+            metrics,
+            members,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            goes_on_until: AtomicU64::new(0),
             stop: CancellationToken::new(),
         };
-        Ok(Self { listener, address, shared: Arc::new(shared) })
+        if let Some(members) = &shared.members {
+            drop(listener);
+            for member in shared.ask_for_members().await? {
+                members.shown(&member);
+            }
+            let all = members.all();
+            let first = all.iter().filter_map(|(_, shown)| shown.rsplit(':').next()?.parse().ok()).min();
+            address.set_port(
+                first.ok_or_else(|| Error::invalid("nothing can listen for any member").with_context("address", listen))?,
+            );
+        } else {
+            let upstream = shared.settings.upstream.as_str().into();
+            // It is received below.
+            let _received = opened.send(Door { listener, upstream });
+        }
+        Ok(Self { doors, address, shared: Arc::new(shared) })
     }
 
     /// For whoever has to do with it while it runs.
@@ -213,105 +258,105 @@ impl Proxy {
         ProxyHandle(Arc::clone(&self.shared))
     }
 
-    /// Where it listens.
+    /// Where it listens; for a replica set, where it listens for one of the members. Clients find the others from there.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves whoever comes, until it is cancelled; then nobody is let in any more, and whoever has a request under way is served to its end, if that comes within
-    /// [`drain_within`](ProxySettings::drain_within).
+    /// Serves whoever comes, until it is cancelled. Nobody is let in any more then, nothing new is begun ([`ProxyHandle::drain`]), and for
+    /// [`drain_within`](ProxySettings::drain_within) at most what is under way is served to its end, and cursors and transactions are gone on with
+    /// that were used within the last so long. If there are none, idle connections end at once.
     ///
     /// # Errors
     /// None after which it could go on; that no connection can be accepted for a while is logged.
     ///
     /// # Cancel safety
     /// Dropping the future closes all connections.
-    pub async fn run(self, cancel: &CancellationToken) -> Result<()> {
+    pub async fn run(mut self, cancel: &CancellationToken) -> Result<()> {
         let mut sessions = JoinSet::new();
+        let mut listening = JoinSet::new();
+        let (arrives, mut arrived) = mpsc::channel(ARRIVING);
         loop {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
                 Some(ended) = sessions.join_next(), if !sessions.is_empty() => tell_of_panic(ended),
-                accepted = self.listener.accept() => match accepted {
-                    Ok((client, address)) => self.admit(client, address, &mut sessions),
-                    Err(error) => {
-                        // Without a file handle to spare, the same would come back at once.
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        sleep(AFTER_FAILURE).await;
-                    }
-                },
+                Some(door) = self.doors.recv() => {
+                    listening.spawn(accept(door, arrives.clone()));
+                }
+                Some((client, address, upstream)) = arrived.recv() => self.admit(client, address, upstream, &mut sessions),
             }
         }
-        drop(self.listener);
+        listening.shutdown().await;
+        drop(arrived);
+        self.shared.drain();
+        let until = Instant::now() + self.shared.settings.drain_within;
+        let goes_on_until = self.shared.started + Duration::from_millis(self.shared.goes_on_until.load(Relaxed));
+        let _goes_on = timeout_at(until.min(goes_on_until), all_end(&mut sessions)).await;
         self.shared.stop.cancel();
-        let drain = async {
-            while let Some(ended) = sessions.join_next().await {
-                tell_of_panic(ended);
-            }
-        };
-        let drained = timeout(self.shared.settings.drain_within, drain).await;
-        if drained.is_err() {
+        if timeout_at(until, all_end(&mut sessions)).await.is_err() {
             tracing::warn!(connections = sessions.len(), "requests were still under way when the time to end them was over");
             sessions.shutdown().await;
         }
         Ok(())
     }
 
-    fn admit(&self, client: TcpStream, address: SocketAddr, sessions: &mut JoinSet<()>) {
+    fn admit(&self, client: TcpStream, address: SocketAddr, upstream: Arc<str>, sessions: &mut JoinSet<()>) {
         let shared = Arc::clone(&self.shared);
-        if shared.connections.fetch_add(1, Relaxed) >= shared.settings.max_connections {
-            shared.connections.fetch_sub(1, Relaxed);
-            shared.instruments.turned_away.add(1);
+        let Some(connection) = shared.connections.open(address, &upstream, shared.settings.max_connections) else {
+            shared.instruments.turned_away.add_one();
             return;
-        }
-        let place = Place(shared);
+        };
+        let place = Place { shared, connection };
         sessions.spawn(async move {
-            let shared = &place.0;
-            shared.instruments.connections(&shared.connections);
-            let ended = serve(client, shared).await;
+            place.shared.instruments.connections(&place.shared.connections);
+            let ended = serve(client, &upstream, &place).await;
             tracing::debug!(%address, %ended, "a connection has ended");
         });
     }
 }
 
-/// A running proxy, from outside. Clones are the same.
-#[derive(Clone, Debug)]
-pub struct ProxyHandle(Arc<Shared>);
-
-impl ProxyHandle {
-    /// Connections of clients.
-    pub fn connections(&self) -> usize {
-        self.0.connections.load(Relaxed)
-    }
-
-    /// Reads the certificate that clients are shown again, for the connections to come; without one nothing happens.
-    ///
-    /// # Errors
-    /// `InvalidInput` for a file that is not fit; what there was stays then.
-    #[cfg(feature = "tls")]
-    pub fn reload_certificate(&self) -> Result<()> {
-        self.0.listening.as_ref().map_or(Ok(()), Listening::reload)
+/// Takes whoever comes to a door.
+async fn accept(door: Door, arrives: mpsc::Sender<(TcpStream, SocketAddr, Arc<str>)>) {
+    loop {
+        match door.listener.accept().await {
+            Ok((client, address)) => {
+                if arrives.send((client, address, Arc::clone(&door.upstream))).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                // Without a file handle to spare, the same would come back at once.
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(AFTER_FAILURE).await;
+            }
+        }
     }
 }
 
-async fn serve(client: TcpStream, shared: &Shared) -> Ended {
+async fn serve(client: TcpStream, upstream: &str, Place { shared, connection }: &Place) -> Ended {
     // First TLS, where there is any: a stranger that does not speak it costs the server nothing.
     let client = shared.accept(client).await.map_err(|error| Ended::Client(error.into()));
     // A server that is down is a connection that ends before a byte.
     let server = match &client {
-        Ok(_) => shared.connect().await.map_err(|error| {
-            tracing::warn!(%error, "the server cannot be connected to");
+        Ok(_) => shared.connect(upstream).await.map_err(|error| {
+            tracing::warn!(%error, upstream, "the server cannot be connected to");
             Ended::Server(error.into())
         }),
         Err(_) => Err(Ended::Closed),
     };
     match (client, server) {
-        (Ok(client), Ok(server)) => Session::new(Peer::new(client), Peer::new(server), shared).run().await,
+        (Ok(client), Ok(server)) => Session::new(Peer::new(client), Peer::new(server), shared, connection).run().await,
         (Err(ended), _) | (Ok(_), Err(ended)) => {
             shared.instruments.ended(&ended);
             ended
         }
+    }
+}
+
+async fn all_end(sessions: &mut JoinSet<()>) {
+    while let Some(ended) = sessions.join_next().await {
+        tell_of_panic(ended);
     }
 }
 
@@ -324,12 +369,56 @@ fn tell_of_panic(ended: std::result::Result<(), tokio::task::JoinError>) {
 
 /// A connection's place among those that there may be.
 #[derive(Debug)]
-struct Place(Arc<Shared>);
+struct Place {
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Relaxed);
-        self.0.instruments.connections(&self.0.connections);
+        self.shared.connections.close(self.connection.id);
+        self.shared.instruments.connections(&self.shared.connections);
+    }
+}
+
+impl Shared {
+    /// Asks the members that are given, one after the other, for all that there are.
+    async fn ask_for_members(&self) -> Result<Vec<String>> {
+        let mut failed = Error::invalid("a replica set needs the address of a member, as 127.0.0.1:27017");
+        for seed in self.settings.upstream.split(',').filter(|seed| !seed.is_empty()) {
+            match timeout(self.settings.connect_within, self.hello(seed)).await.unwrap_or_else(|late| Err(late.into())) {
+                Ok(hello) => return members::of(RawDocument::from_bytes(&hello).map_err(|_| failed)?),
+                Err(error) => {
+                    let what = "no member of the replica set can be asked for the others: is it up, and is TLS what it speaks?";
+                    failed = Error::new(ErrorKind::Unavailable, what).with_context("member", seed).with_source(error);
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    async fn hello(&self, seed: &str) -> io::Result<Vec<u8>> {
+        let wrong = || io::Error::from(io::ErrorKind::InvalidData);
+        let mut server = Peer::new(self.connect(seed).await?);
+        let asks = Header { length: HEADER, request_id: 0, response_to: 0, opcode: Opcode::Message };
+        let request = reply::to(asks, 1, &rawdoc! { "hello": 1, "$db": "admin" });
+        server.send(&request, self.settings.connect_within).await.map_err(|gone| io::Error::other(gone.to_string()))?;
+        let header = loop {
+            if let Some(header) = server.header() {
+                break header.map_err(|_| wrong())?;
+            }
+            server.fill(LARGE).await.map_err(|gone| io::Error::other(gone.to_string()))?;
+        };
+        if header.length > LARGE {
+            return Err(wrong());
+        }
+        while server.buffered().len() < header.length {
+            server.fill(LARGE).await.map_err(|gone| io::Error::other(gone.to_string()))?;
+        }
+        let mut scan = Scan::new(header);
+        scan.advance(&server.buffered()[HEADER..header.length]).map_err(|_| wrong())?;
+        let body = scan.body().filter(|_| scan.is_complete()).ok_or_else(wrong)?;
+        Ok(server.buffered()[body].to_vec())
     }
 }
 
@@ -338,3 +427,5 @@ const LEAST_MEMORY: usize = 96 << 20;
 /// 64 KiB a second.
 const SLOWEST_PER_MILLISECOND: usize = 64;
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
+/// Connections that were accepted and wait to be served.
+const ARRIVING: usize = 64;

@@ -39,7 +39,7 @@ impl ListenTls {
 pub struct UpstreamTls {
     /// A PEM file with the authorities that are trusted. Default: those that the machine trusts.
     pub ca_file: Option<PathBuf>,
-    /// The name in the server's certificate. Default: the host of [`ProxySettings::upstream`](crate::ProxySettings::upstream).
+    /// The name in the server's certificate. Default: the host by which it is connected to.
     pub server_name: Option<String>,
     /// A PEM file with a certificate and its key, for a server that wants one of each client.
     pub certificate_file: Option<PathBuf>,
@@ -107,7 +107,8 @@ fn listening(file: &Path) -> Result<Arc<ServerConfig>> {
 /// Makes TLS connections to the server.
 pub(crate) struct Connecting {
     config: Arc<ClientConfig>,
-    name: ServerName<'static>,
+    /// The name of every server, if it is given.
+    name: Option<ServerName<'static>>,
 }
 
 impl std::fmt::Debug for Connecting {
@@ -117,15 +118,13 @@ impl std::fmt::Debug for Connecting {
 }
 
 impl Connecting {
-    pub(crate) fn new(tls: &UpstreamTls, upstream: &str) -> Result<Self> {
-        let name = match &tls.server_name {
-            Some(name) => name.as_str(),
-            // An IPv6 address is in brackets.
-            None => upstream.rsplit_once(':').map_or(upstream, |(host, _)| host).trim_matches(['[', ']']),
-        };
-        let name = ServerName::try_from(name.to_owned()).map_err(|error| {
-            Error::invalid("no server has this name: set server_name").with_context("name", name).with_source(error)
-        })?;
+    pub(crate) fn new(tls: &UpstreamTls) -> Result<Self> {
+        let name = tls.server_name.as_ref().map(|name| {
+            ServerName::try_from(name.clone()).map_err(|error| {
+                Error::invalid("no server has this name: correct server_name").with_context("name", name).with_source(error)
+            })
+        });
+        let name = name.transpose()?;
         let mut config = match &tls.ca_file {
             None if tls.certificate_file.is_none() => mongo_core::tls::client_config()?,
             ca_file => {
@@ -159,8 +158,14 @@ impl Connecting {
         Ok(Self { config: Arc::new(config), name })
     }
 
-    pub(crate) async fn connect(&self, server: TcpStream) -> io::Result<Stream> {
-        let stream = TlsConnector::from(Arc::clone(&self.config)).connect(self.name.clone(), server).await?;
+    pub(crate) async fn connect(&self, server: TcpStream, upstream: &str) -> io::Result<Stream> {
+        // An IPv6 address is in brackets.
+        let host = || upstream.rsplit_once(':').map_or(upstream, |(host, _)| host).trim_matches(['[', ']']).to_owned();
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(host()).map_err(io::Error::other)?,
+        };
+        let stream = TlsConnector::from(Arc::clone(&self.config)).connect(name, server).await?;
         Ok(Stream::Tls(Box::new(stream.into())))
     }
 }

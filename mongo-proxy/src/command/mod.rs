@@ -1,8 +1,14 @@
-//! What is read of a request to know what it asks for.
+//! What is known of a command: what it asks for, of what, and in which circumstances.
 
-use bson::{RawBsonRef, RawDocument};
+pub(crate) mod kind;
+pub(crate) mod touched;
 
-use super::Malformed;
+use std::time::Duration;
+
+use bson::{RawBsonRef, RawDocument, raw::RawElement};
+
+use self::kind::{Access, Kind};
+use crate::wire::Malformed;
 
 /// A command, as far as it is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -10,32 +16,116 @@ pub(crate) struct Command<'a> {
     /// Its first key: a server goes by that, and by no other.
     pub(crate) name: &'a str,
     pub(crate) database: &'a str,
+    pub(crate) transaction: Transaction,
+    /// The longest that the client lets the server work on it, if it says so.
+    pub(crate) max_time: Option<Duration>,
+    first: RawBsonRef<'a>,
     body: &'a RawDocument,
+}
+
+/// Where a command stands in a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transaction {
+    Outside,
+    Starts,
+    GoesOn,
 }
 
 impl<'a> Command<'a> {
     /// Reads the body of a message that was checked. `database` for what does not say it itself, as legacy queries.
     pub(crate) fn read(body: &'a [u8], database: Option<&'a str>) -> Result<Self, Malformed> {
         let body = RawDocument::from_bytes(body).map_err(|_| Malformed::Bson)?;
-        let (name, _) = body.iter().next().ok_or(Malformed::Bson)?.map_err(|_| Malformed::Bson)?;
-        let database = match database {
-            Some(database) => database,
-            None => body.get_str("$db").map_err(|_| Malformed::Bson)?,
+        let (mut name, mut first) = (None, RawBsonRef::Null);
+        let (mut says_database, mut starts, mut in_transaction, mut max_time) = (None, false, false, None);
+        for field in body.iter_elements() {
+            let field = field.map_err(|_| Malformed::Bson)?;
+            let key = field.key().as_str();
+            if name.is_none() {
+                name = Some(key);
+                // Text that is not UTF-8 names nothing that there is.
+                first = field.value().unwrap_or(RawBsonRef::Null);
+            }
+            match key {
+                // Of two a server might take the other one.
+                "$db" => match (field.value(), says_database) {
+                    (Ok(RawBsonRef::String(database)), None) => says_database = Some(database),
+                    _ => return Err(Malformed::Bson),
+                },
+                "startTransaction" => starts |= is(&field, true),
+                "autocommit" => in_transaction |= is(&field, false),
+                "maxTimeMS" => max_time = field.value().ok().and_then(milliseconds),
+                _ => {}
+            }
+        }
+        let name = name.ok_or(Malformed::Bson)?;
+        let database = says_database.or(database).ok_or(Malformed::Bson)?;
+        let transaction = match (in_transaction, starts) {
+            (false, _) => Transaction::Outside,
+            (true, true) => Transaction::Starts,
+            (true, false) => Transaction::GoesOn,
         };
-        Ok(Self { name: name.as_str(), database, body })
+        Ok(Self { name, database, transaction, max_time, first, body })
     }
 
     /// Whether it asks for the state of the server, by which a connection begins.
     pub(crate) fn is_hello(&self) -> bool {
-        // The old name is taken in any case that drivers have ever sent it in.
-        matches!(self.name, "hello" | "isMaster" | "ismaster")
+        kind::is_hello(self.name)
     }
 
-    /// The collection that it is about, where its first value is a name.
+    pub(crate) fn body(&self) -> &'a RawDocument {
+        self.body
+    }
+
+    /// The collection that it is about, where its first value is the name of one.
     pub(crate) fn collection(&self) -> Option<&'a str> {
-        match self.body.iter().next()?.ok()? {
-            (_, RawBsonRef::String(name)) => Some(name),
+        match (Kind::of(self.name), self.first) {
+            (Kind::OnCollection(_), RawBsonRef::String(name)) => Some(name),
+            (Kind::GetMore, _) => self.body.get_str("collection").ok(),
             _ => None,
         }
     }
+
+    /// Whether it reads or writes data; `None` for what only begins, continues or ends something.
+    pub(crate) fn access(&self) -> Option<Access> {
+        match Kind::of(self.name) {
+            Kind::Connection => None,
+            Kind::OnCollection(Access::Read) if touched::writes(self) => Some(Access::Write),
+            Kind::OnCollection(access) | Kind::OnDatabase(access) | Kind::OnFullName(access) => Some(access),
+            Kind::GetMore | Kind::Explain => Some(Access::Read),
+        }
+    }
+
+    /// Whether it must be let through whatever the rules say: what begins a connection, and what continues or ends something that was let in. A
+    /// server exempts the same, as it sets free what others wait for.
+    pub(crate) fn is_always_let_through(&self) -> bool {
+        matches!(Kind::of(self.name), Kind::Connection | Kind::GetMore)
+    }
+
+    /// Whether it goes on with something that was begun before it.
+    pub(crate) fn continues(&self) -> bool {
+        self.is_always_let_through() || self.transaction == Transaction::GoesOn
+    }
+
+    /// Whether it may leave a cursor behind that is read on.
+    pub(crate) fn may_open_cursor(&self) -> bool {
+        matches!(self.name, "find" | "aggregate" | "listCollections" | "listIndexes" | "bulkWrite" | "getMore")
+    }
 }
+
+fn is(field: &RawElement<'_>, value: bool) -> bool {
+    field.value().ok().and_then(RawBsonRef::as_bool) == Some(value)
+}
+
+fn milliseconds(value: RawBsonRef<'_>) -> Option<Duration> {
+    let number = match value {
+        RawBsonRef::Int32(number) => f64::from(number),
+        RawBsonRef::Int64(number) => number as f64,
+        RawBsonRef::Double(number) => number,
+        _ => return None,
+    };
+    // Nothing is no limit.
+    Duration::try_from_secs_f64(number / 1000.0).ok().filter(|time| !time.is_zero())
+}
+
+#[cfg(test)]
+mod tests;

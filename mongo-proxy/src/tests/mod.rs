@@ -1,6 +1,6 @@
 //! Clients before a server that does what a real one cannot be made to do.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bson::{Document, doc};
 use mongo_core::{CancellationToken, metrics::MemoryMetrics};
@@ -12,18 +12,22 @@ use tokio::{
 };
 
 use crate::{
-    Proxy, ProxySettings,
+    Proxy, ProxyHandle, ProxySettings,
     wire::{
         header::{HEADER, Header, Opcode},
         scan::{EXHAUST_ALLOWED, MORE_TO_COME},
     },
 };
 
+mod refusals;
+mod topology;
+
 /// A proxy before a listener that stands for a server.
 struct Stage {
     server: TcpListener,
     proxy: std::net::SocketAddr,
-    metrics: MemoryMetrics,
+    metrics: Arc<MemoryMetrics>,
+    handle: ProxyHandle,
     cancel: CancellationToken,
     running: JoinHandle<mongo_core::Result<()>>,
 }
@@ -32,12 +36,12 @@ async fn stage(change: impl FnOnce(&mut ProxySettings)) -> Stage {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut settings = ProxySettings::new(server.local_addr().unwrap().to_string());
     change(&mut settings);
-    let metrics = MemoryMetrics::default();
-    let proxy = Proxy::bind_with_metrics("127.0.0.1:0", settings, &metrics).await.unwrap();
-    let (address, cancel) = (proxy.address(), CancellationToken::new());
+    let metrics = Arc::new(MemoryMetrics::default());
+    let proxy = Proxy::bind_with_metrics("127.0.0.1:0", settings, Arc::clone(&metrics) as _).await.unwrap();
+    let (address, handle, cancel) = (proxy.address(), proxy.handle(), CancellationToken::new());
     let stop = cancel.clone();
     let running = tokio::spawn(async move { proxy.run(&stop).await });
-    Stage { server, proxy: address, metrics, cancel, running }
+    Stage { server, proxy: address, metrics, handle, cancel, running }
 }
 
 impl Stage {

@@ -8,7 +8,7 @@ pub(crate) mod header;
 pub(crate) mod query;
 pub(crate) mod refusal;
 pub(crate) mod reply;
-pub(crate) mod request;
+pub(crate) mod rewrite;
 pub(crate) mod scan;
 #[cfg(test)]
 mod tests;

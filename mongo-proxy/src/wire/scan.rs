@@ -37,7 +37,8 @@ pub(crate) struct Scan {
     flags: u32,
     /// Where the body is, once it was seen as a whole.
     body: Option<Range<usize>>,
-    names: Vec<Vec<u8>>,
+    /// The sequences that were seen, and where their documents are.
+    sequences: Vec<(Vec<u8>, Range<usize>)>,
     digest: Option<Digest<'static, u32, Table<16>>>,
 }
 
@@ -67,7 +68,7 @@ impl Scan {
             state: State::Flags,
             flags: 0,
             body: None,
-            names: Vec::new(),
+            sequences: Vec::new(),
             digest: Some(digest),
         }
     }
@@ -103,6 +104,11 @@ impl Scan {
     /// Where the body is in the message, once it was seen.
     pub(crate) fn body(&self) -> Option<Range<usize>> {
         self.body.clone()
+    }
+
+    /// Where the documents of a sequence are in the message, once its name was seen.
+    pub(crate) fn sequence(&self, name: &str) -> Option<Range<usize>> {
+        self.sequences.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, documents)| documents.clone())
     }
 
     fn sections_end(&self) -> usize {
@@ -147,7 +153,7 @@ impl Scan {
                 let Some(kind) = bytes.first() else { return Ok(None) };
                 self.state = match kind {
                     0 if self.body.is_none() => State::Body,
-                    1 if self.names.len() < MOST_SEQUENCES => State::Name,
+                    1 if self.sequences.len() < MOST_SEQUENCES => State::Name,
                     _ => return Err(Malformed::Section),
                 };
                 Ok(Some(1))
@@ -169,11 +175,12 @@ impl Scan {
                     return if is_all { Err(Malformed::Section) } else { Ok(None) };
                 };
                 let name = rest[..length].to_vec();
-                if name.is_empty() || self.names.contains(&name) {
+                if name.is_empty() || self.sequences.iter().any(|(known, _)| *known == name) {
                     return Err(Malformed::Section);
                 }
-                self.names.push(name);
-                self.state = self.documents_until(self.at + size, self.at + 4 + length + 1);
+                let (from, end) = (self.at + 4 + length + 1, self.at + size);
+                self.sequences.push((name, from..end));
+                self.state = self.documents_until(end, from);
                 Ok(Some(4 + length + 1))
             }
             State::Documents(end) => {

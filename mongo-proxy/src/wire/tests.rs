@@ -98,7 +98,7 @@ fn a_message_is_read_whole_and_in_pieces_of_any_size() {
             let scan = scanned(&message, piece).unwrap();
             assert_eq!(scan.flags(), flags);
             let body = &message[scan.body().unwrap()];
-            let command = request::Command::read(body, None).unwrap();
+            let command = crate::command::Command::read(body, None).unwrap();
             assert_eq!((command.name, command.database, command.collection()), ("insert", "shop", Some("orders")));
         }
     }

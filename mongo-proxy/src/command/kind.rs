@@ -1,0 +1,240 @@
+//! The commands that there are.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use serde::{Deserialize, Serialize};
+
+/// What a command does with data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Access {
+    /// It reads data, or what is known about it.
+    Read,
+    /// It changes data, definitions, users or the server. So does an aggregation with `$out` or `$merge`, a `mapReduce` that does not return its result inline, and every command that is not known: what later servers bring is taken for the worst.
+    Write,
+}
+
+/// What a command is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Its connection or session alone: it begins, keeps or ends something.
+    Connection,
+    /// Reads on from a cursor.
+    GetMore,
+    /// The command inside it, which is not carried out but for reading.
+    Explain,
+    /// A collection of its database, which is its first value; or the database as a whole if that is no name.
+    OnCollection(Access),
+    /// Its database as a whole, or the server.
+    OnDatabase(Access),
+    /// Namespaces that it names in full, whatever its database is.
+    OnFullName(Access),
+}
+
+impl Kind {
+    /// What this command is about. What is not known concerns its whole database, and writes.
+    pub(crate) fn of(name: &str) -> Self {
+        KINDS.get(name).copied().unwrap_or(Self::OnDatabase(Access::Write))
+    }
+}
+
+static KINDS: LazyLock<HashMap<&str, Kind>> =
+    LazyLock::new(|| COMMANDS.iter().flat_map(|(kind, names)| names.iter().map(|name| (*name, *kind))).collect());
+
+/// How a server writes the name of a command that it knows by these letters.
+pub(crate) fn spelling(name: &str) -> Option<&'static str> {
+    let mut known = COMMANDS.iter().flat_map(|(_, names)| names.iter().copied());
+    KINDS.get_key_value(name).map(|(name, _)| *name).or_else(|| known.find(|known| known.eq_ignore_ascii_case(name)))
+}
+
+/// The old name is taken in any case that drivers have ever sent it in.
+pub(crate) fn is_hello(name: &str) -> bool {
+    matches!(name, "hello" | "isMaster" | "ismaster")
+}
+
+/// The name by which rules call a command that has two.
+pub(crate) fn canonical(name: &str) -> &str {
+    match name {
+        "isMaster" | "ismaster" => "hello",
+        "findandmodify" => "findAndModify",
+        "mapreduce" => "mapReduce",
+        "collstats" => "collStats",
+        "dbstats" => "dbStats",
+        "dbhash" => "dbHash",
+        "buildinfo" => "buildInfo",
+        "deleteIndexes" => "dropIndexes",
+        other => other,
+    }
+}
+
+/// What is known of commands, by what they are about.
+const COMMANDS: &[(Kind, &[&str])] = &[
+    (
+        Kind::Connection,
+        &[
+            "abortTransaction",
+            "authenticate",
+            "commitTransaction",
+            "endSessions",
+            "getnonce",
+            "hello",
+            "isMaster",
+            "ismaster",
+            "killCursors",
+            "killSessions",
+            "logout",
+            "ping",
+            "refreshSessions",
+            "saslContinue",
+            "saslStart",
+        ],
+    ),
+    (Kind::GetMore, &["getMore"]),
+    (Kind::Explain, &["explain"]),
+    (
+        Kind::OnCollection(Access::Read),
+        &[
+            "aggregate",
+            "collStats",
+            "collstats",
+            "count",
+            "distinct",
+            "find",
+            "listIndexes",
+            "mapReduce",
+            "mapreduce",
+            "planCacheListFilters",
+            "validate",
+        ],
+    ),
+    (
+        Kind::OnCollection(Access::Write),
+        &[
+            "collMod",
+            "compact",
+            "convertToCapped",
+            "create",
+            "createIndexes",
+            "createSearchIndexes",
+            "delete",
+            "deleteIndexes",
+            "drop",
+            "dropIndexes",
+            "dropSearchIndex",
+            "findAndModify",
+            "findandmodify",
+            "insert",
+            "planCacheClear",
+            "planCacheClearFilters",
+            "planCacheSetFilter",
+            "reIndex",
+            "update",
+            "updateSearchIndex",
+        ],
+    ),
+    (
+        Kind::OnDatabase(Access::Read),
+        &[
+            "balancerStatus",
+            "buildInfo",
+            "buildinfo",
+            "connPoolStats",
+            "connectionStatus",
+            "currentOp",
+            "dbHash",
+            "dbStats",
+            "dbhash",
+            "dbstats",
+            "features",
+            "getCmdLineOpts",
+            "getDefaultRWConcern",
+            "getLog",
+            "getParameter",
+            "getShardMap",
+            "hostInfo",
+            "isdbgrid",
+            "listCollections",
+            "listCommands",
+            "listDatabases",
+            "listShards",
+            "lockInfo",
+            "replSetGetConfig",
+            "replSetGetStatus",
+            "rolesInfo",
+            "serverStatus",
+            "startSession",
+            "top",
+            "usersInfo",
+            "whatsmyuri",
+        ],
+    ),
+    (
+        Kind::OnDatabase(Access::Write),
+        &[
+            "addShard",
+            "applyOps",
+            "balancerStart",
+            "balancerStop",
+            "bulkWrite",
+            "createRole",
+            "createUser",
+            "dropAllRolesFromDatabase",
+            "dropAllUsersFromDatabase",
+            "dropConnections",
+            "dropDatabase",
+            "dropRole",
+            "dropUser",
+            "fsync",
+            "fsyncUnlock",
+            "grantPrivilegesToRole",
+            "grantRolesToRole",
+            "grantRolesToUser",
+            "killAllSessions",
+            "killAllSessionsByPattern",
+            "killOp",
+            "logRotate",
+            "profile",
+            "removeShard",
+            "replSetFreeze",
+            "replSetInitiate",
+            "replSetReconfig",
+            "replSetStepDown",
+            "revokePrivilegesFromRole",
+            "revokeRolesFromRole",
+            "revokeRolesFromUser",
+            "rotateCertificates",
+            "setDefaultRWConcern",
+            "setFeatureCompatibilityVersion",
+            "setIndexCommitQuorum",
+            "setParameter",
+            "shutdown",
+            "updateRole",
+            "updateUser",
+        ],
+    ),
+    (Kind::OnFullName(Access::Read), &["balancerCollectionStatus", "dataSize", "splitVector"]),
+    (
+        Kind::OnFullName(Access::Write),
+        &[
+            "abortReshardCollection",
+            "cleanupOrphaned",
+            "clearJumboFlag",
+            "commitReshardCollection",
+            "configureCollectionBalancing",
+            "enableSharding",
+            "mergeChunks",
+            "moveChunk",
+            "moveCollection",
+            "movePrimary",
+            "moveRange",
+            "refineCollectionShardKey",
+            "renameCollection",
+            "reshardCollection",
+            "shardCollection",
+            "split",
+            "unshardCollection",
+            "updateZoneKeyRange",
+        ],
+    ),
+];

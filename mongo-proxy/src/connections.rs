@@ -1,0 +1,137 @@
+//! The connections that there are, for whoever wants to see them.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::rules::Who;
+
+/// One client's connection.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ConnectionStatus {
+    /// A number that no other connection of this proxy has had.
+    pub id: u64,
+    /// From where it comes.
+    pub client: SocketAddr,
+    /// The server that it goes on to.
+    pub upstream: String,
+    /// The name of its application, as it says.
+    pub application: Option<String>,
+    /// Who is logged in on it, as `database.user`.
+    pub users: Vec<String>,
+    /// For how long it has been there. In JSON: seconds.
+    #[serde(rename = "open_seconds", with = "mongo_core::seconds")]
+    pub open: Duration,
+    /// Requests that have come on it.
+    pub requests: u64,
+    /// The command that is under way.
+    pub command: Option<&'static str>,
+}
+
+/// What is known of a connection while it is there.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) id: u64,
+    pub(crate) client: SocketAddr,
+    upstream: String,
+    opened: Instant,
+    requests: AtomicU64,
+    changing: Mutex<Changing>,
+}
+
+#[derive(Debug, Default)]
+struct Changing {
+    application: Option<String>,
+    users: Vec<String>,
+    command: Option<&'static str>,
+}
+
+impl Connection {
+    /// Notes who it is.
+    pub(crate) fn is_of(&self, who: &Who) {
+        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        changing.application.clone_from(&who.application);
+        changing.users.clone_from(&who.users);
+    }
+
+    /// Notes that a request has come.
+    pub(crate) fn begins(&self, command: &'static str) {
+        self.requests.fetch_add(1, Relaxed);
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner).command = Some(command);
+    }
+
+    /// Notes that nothing is under way.
+    pub(crate) fn rests(&self) {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner).command = None;
+    }
+
+    fn status(&self) -> ConnectionStatus {
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        ConnectionStatus {
+            id: self.id,
+            client: self.client,
+            upstream: self.upstream.clone(),
+            application: changing.application.clone(),
+            users: changing.users.clone(),
+            open: self.opened.elapsed(),
+            requests: self.requests.load(Relaxed),
+            command: changing.command,
+        }
+    }
+}
+
+/// All that there are.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    open: Mutex<BTreeMap<u64, Arc<Connection>>>,
+    ever: AtomicU64,
+}
+
+impl Connections {
+    /// Takes one in, unless there are so many already.
+    pub(crate) fn open(&self, client: SocketAddr, upstream: &str, at_most: usize) -> Option<Arc<Connection>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.len() >= at_most {
+            return None;
+        }
+        let connection = Arc::new(Connection {
+            id: self.ever.fetch_add(1, Relaxed) + 1,
+            client,
+            upstream: upstream.to_owned(),
+            opened: Instant::now(),
+            requests: AtomicU64::new(0),
+            changing: Mutex::default(),
+        });
+        open.insert(connection.id, Arc::clone(&connection));
+        Some(connection)
+    }
+
+    /// Forgets one, and says how many there are now.
+    pub(crate) fn close(&self, id: u64) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    pub(crate) fn number(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// How many there have been.
+    pub(crate) fn ever(&self) -> u64 {
+        self.ever.load(Relaxed)
+    }
+
+    pub(crate) fn list(&self) -> Vec<ConnectionStatus> {
+        let open: Vec<_> = self.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        open.iter().map(|connection| connection.status()).collect()
+    }
+}

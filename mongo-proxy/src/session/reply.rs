@@ -1,0 +1,262 @@
+//! From the server to the client.
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicI32, Ordering::Relaxed},
+};
+
+use bson::{RawDocument, RawDocumentBuf, rawdoc};
+
+use super::{Ended, INFLATED_HERE, Session, blocking, judge::Expects, request::Asked};
+use crate::{
+    hello,
+    peer::{Gone, LARGE, SMALL},
+    wire::{
+        bson_scan, compression,
+        header::{HEADER, Header, Opcode},
+        reply, rewrite,
+        scan::{EXHAUST_ALLOWED, MORE_TO_COME, Scan},
+    },
+};
+
+impl Session<'_> {
+    /// Passes the reply on, and those that follow it; and says how many bytes that were.
+    pub(super) async fn relay(&mut self, asked: &Asked) -> Result<usize, Ended> {
+        let expects = asked.judged.expects;
+        let changes = expects.login || expects.load_balanced || (expects.hello && self.shared.members().is_some());
+        let mut answers = asked.header.request_id;
+        let mut bytes = 0;
+        loop {
+            let reply = self.next_reply(answers != asked.header.request_id).await?;
+            if reply.response_to != answers {
+                return Err(Ended::WrongReply);
+            }
+            bytes += reply.length;
+            let more_follow = match reply.opcode {
+                Opcode::Query => return Err(Ended::WrongReply),
+                _ if changes => self.pass_back_changed(reply, expects).await? & MORE_TO_COME != 0,
+                Opcode::Message => {
+                    let more_follow = self.flags_of(reply).await? & MORE_TO_COME != 0;
+                    self.pass_back(reply).await?;
+                    more_follow
+                }
+                // Only who has said so may be sent more than one.
+                Opcode::Compressed if asked.flags & EXHAUST_ALLOWED != 0 => {
+                    self.pass_back_inflated(reply).await? & MORE_TO_COME != 0
+                }
+                Opcode::Compressed | Opcode::Reply => {
+                    self.pass_back(reply).await?;
+                    false
+                }
+            };
+            if !more_follow {
+                return Ok(bytes);
+            }
+            answers = reply.request_id;
+        }
+    }
+
+    /// Passes on the reply to a hello or to who logs in, after having looked into it; and gives its flags.
+    async fn pass_back_changed(&mut self, reply: Header, expects: Expects) -> Result<u32, Ended> {
+        let Whole { header, message, body, flags } = self.whole_reply(reply).await?;
+        let answer = RawDocument::from_bytes(&message[body.clone()]).map_err(|_| Ended::WrongReply)?;
+        let is_logged_in = expects.login && is_login(answer, expects.hello);
+        let members = self.shared.members().filter(|_| expects.hello);
+        let is_good = answer.get("ok").is_ok_and(|ok| ok.is_some_and(is_one));
+        if is_good && (members.is_some() || expects.load_balanced) {
+            let document = hello::answer(answer, members, expects.load_balanced).map_err(|_| Ended::WrongReply)?;
+            let (mut head, checksum) = rewrite::head(&message, header, body.clone(), &document);
+            head.extend_from_slice(&message[body.end..message.len() - checksum]);
+            self.to_client(&head).await?;
+        } else {
+            self.to_client(&message).await?;
+        }
+        if is_logged_in {
+            self.identify().await?;
+        }
+        Ok(flags)
+    }
+
+    /// Asks the server who is logged in now: it alone knows, whatever the way was. Nothing of what a client logs in with is looked at here.
+    async fn identify(&mut self) -> Result<(), Ended> {
+        let mut answer = self.ask(&rawdoc! { "connectionStatus": 1, "$db": "admin" }).await?;
+        // A server that wants to be told the version of its interface (requireApiVersion).
+        if matches!(answer.get("code"), Ok(Some(code)) if code.as_i32() == Some(322)) {
+            answer = self.ask(&rawdoc! { "connectionStatus": 1, "apiVersion": "1", "$db": "admin" }).await?;
+        }
+        let users = answer.get_document("authInfo").and_then(|info| info.get_array("authenticatedUsers"));
+        let users = users.map_err(|_| Ended::WrongReply)?.into_iter().map(|user| {
+            let user = user.ok()?.as_document()?;
+            Some(format!("{}.{}", user.get_str("db").ok()?, user.get_str("user").ok()?))
+        });
+        self.who.users = users.collect::<Option<_>>().ok_or(Ended::WrongReply)?;
+        self.connection.is_of(&self.who);
+        Ok(())
+    }
+
+    /// Asks the server something for the proxy itself, between two requests of the client.
+    async fn ask(&mut self, command: &RawDocument) -> Result<RawDocumentBuf, Ended> {
+        static NUMBER: AtomicI32 = AtomicI32::new(1);
+        let request_id = NUMBER.fetch_add(1, Relaxed);
+        let request =
+            reply::to(Header { length: HEADER, request_id: 0, response_to: 0, opcode: Opcode::Message }, request_id, command);
+        self.server.send(&request, self.shared.settings.message_within).await.map_err(Ended::Server)?;
+        let reply = self.next_reply(false).await?;
+        if reply.response_to != request_id {
+            return Err(Ended::WrongReply);
+        }
+        let Whole { message, body, .. } = self.whole_reply(reply).await?;
+        RawDocumentBuf::from_bytes(message[body].to_vec()).map_err(|_| Ended::WrongReply)
+    }
+
+    /// Reads a short reply as a whole, inflates and checks it.
+    async fn whole_reply(&mut self, reply: Header) -> Result<Whole, Ended> {
+        if reply.length > LONGEST_LOOKED_AT {
+            return Err(Ended::WrongReply);
+        }
+        while self.server.buffered().len() < reply.length {
+            self.more_of_the_server().await?;
+        }
+        let message = self.server.take(reply.length);
+        let (header, message) = match reply.opcode {
+            Opcode::Compressed => {
+                let says = compression::says(&message[HEADER..]).map_err(|_| Ended::WrongReply)?;
+                if says > LONGEST_LOOKED_AT {
+                    return Err(Ended::WrongReply);
+                }
+                compression::inflate(reply, &message[HEADER..]).map_err(|_| Ended::WrongReply)?
+            }
+            _ => (reply, message),
+        };
+        if header.opcode == Opcode::Reply {
+            // Flags, a cursor, where it begins, how many there are.
+            let body = HEADER + 20..message.len();
+            bson_scan::check(message.get(body.clone()).ok_or(Ended::WrongReply)?).map_err(|_| Ended::WrongReply)?;
+            return Ok(Whole { header, message, body, flags: 0 });
+        }
+        let mut scan = Scan::new(header);
+        scan.advance(&message[HEADER..]).map_err(|_| Ended::WrongReply)?;
+        let body = scan.body().filter(|_| scan.is_complete()).ok_or(Ended::WrongReply)?;
+        Ok(Whole { header, message, body, flags: scan.flags() })
+    }
+
+    async fn to_client(&mut self, message: &[u8]) -> Result<(), Ended> {
+        self.client.send(message, self.shared.settings.message_within).await.map_err(Ended::Client)
+    }
+
+    /// Waits for the header of a reply, however long that takes: how long an operation may take is the server's business. Of replies that follow each other there may be no end: those are not waited for by a proxy
+    /// that stops.
+    async fn next_reply(&mut self, is_one_more: bool) -> Result<Header, Ended> {
+        loop {
+            if let Some(header) = self.server.header() {
+                return header.map_err(|_| Ended::WrongReply);
+            }
+            if !is_one_more || !self.server.buffered().is_empty() {
+                self.more_of_the_server().await?;
+                continue;
+            }
+            let shared = self.shared;
+            tokio::select! {
+                biased;
+                more = self.more_of_the_server() => more?,
+                () = shared.stopping() => return Err(Ended::Stopped),
+            }
+        }
+    }
+
+    /// Reads more of the server, and looks whether the client is still there: if not, the server ends what it is at when its connection closes.
+    async fn more_of_the_server(&mut self) -> Result<(), Ended> {
+        let is_full = self.client.buffered().len() >= LARGE;
+        tokio::select! {
+            biased;
+            filled = self.server.fill(LARGE) => filled.map_err(Ended::Server),
+            filled = self.client.fill(SMALL), if !is_full => match filled {
+                Ok(()) => Ok(()),
+                Err(Gone::Closed) => Err(Ended::Closed),
+                Err(gone) => Err(Ended::Client(gone)),
+            },
+        }
+    }
+
+    /// The flags of a reply.
+    async fn flags_of(&mut self, reply: Header) -> Result<u32, Ended> {
+        if reply.length < HEADER + 4 {
+            return Err(Ended::WrongReply);
+        }
+        loop {
+            if let Some(flags) = self.server.buffered().get(HEADER..).and_then(|rest| rest.first_chunk::<4>()) {
+                return Ok(u32::from_le_bytes(*flags));
+            }
+            self.more_of_the_server().await?;
+        }
+    }
+
+    /// Passes a compressed reply on, and gives its flags, for which it has to be inflated.
+    async fn pass_back_inflated(&mut self, reply: Header) -> Result<u32, Ended> {
+        while self.server.buffered().len() < reply.length.min(HEADER + compression::PREFIX) {
+            self.more_of_the_server().await?;
+        }
+        let inflated = compression::says(&self.server.buffered()[HEADER..]).map_err(|_| Ended::WrongReply)?;
+        if reply.length + inflated > LARGE {
+            self.take_memory(reply.length + inflated).await?;
+        }
+        while self.server.buffered().len() < reply.length {
+            self.more_of_the_server().await?;
+        }
+        let message = self.server.take(reply.length);
+        let look = move || compression::inflate(reply, &message[HEADER..]).map(|(_, inflated)| (message, inflated));
+        let looked = if inflated > INFLATED_HERE { blocking(look).await? } else { look() };
+        let (message, inflated) = looked.map_err(|_| Ended::WrongReply)?;
+        let flags = inflated.get(HEADER..).and_then(|rest| rest.first_chunk::<4>()).ok_or(Ended::WrongReply)?;
+        let flags = u32::from_le_bytes(*flags);
+        drop(inflated);
+        self.to_client(&message).await?;
+        self.memory = None;
+        Ok(flags)
+    }
+
+    /// Passes a reply on as it comes.
+    async fn pass_back(&mut self, reply: Header) -> Result<(), Ended> {
+        let mut left = reply.length;
+        loop {
+            let piece = self.server.buffered().len().min(left);
+            let within = self.shared.settings.message_within;
+            self.client.send(&self.server.buffered()[..piece], within).await.map_err(Ended::Client)?;
+            self.server.used(piece);
+            left -= piece;
+            if left == 0 {
+                return Ok(());
+            }
+            self.more_of_the_server().await?;
+        }
+    }
+}
+
+/// A reply that is there as a whole, and not compressed.
+struct Whole {
+    header: Header,
+    message: Vec<u8>,
+    body: Range<usize>,
+    flags: u32,
+}
+
+/// Whether somebody is logged in with this answer.
+fn is_login(answer: &RawDocument, to_hello: bool) -> bool {
+    let is_done = |answer: &RawDocument| match answer.get("done") {
+        Ok(Some(done)) => done.as_bool() == Some(true),
+        // Other ways than SASL have one step.
+        Ok(None) => true,
+        Err(_) => false,
+    };
+    if to_hello {
+        return answer.get_document("speculativeAuthenticate").is_ok_and(is_done);
+    }
+    answer.get("ok").is_ok_and(|ok| ok.is_some_and(is_one)) && is_done(answer)
+}
+
+fn is_one(value: bson::RawBsonRef<'_>) -> bool {
+    value.as_f64() == Some(1.0) || value.as_i32() == Some(1) || value.as_i64() == Some(1) || value.as_bool() == Some(true)
+}
+
+/// Answers to hellos and to who logs in are some hundred bytes, and some thousand in a large replica set.
+const LONGEST_LOOKED_AT: usize = 1 << 20;
