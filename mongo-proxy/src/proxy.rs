@@ -20,7 +20,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, SemaphorePermit, mpsc},
     task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 #[cfg(feature = "tls")]
@@ -162,6 +162,18 @@ impl Shared {
         self.goes_on_until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Relaxed);
     }
 
+    /// Waits until nothing is left that may be gone on with, or until then; for ever if there is no such time.
+    async fn goes_on(&self, until: Option<Instant>) {
+        let Some(until) = until else { return std::future::pending().await };
+        loop {
+            let next = until.min(self.started + Duration::from_millis(self.goes_on_until.load(Relaxed)));
+            if next <= Instant::now() {
+                return;
+            }
+            sleep_until(next).await;
+        }
+    }
+
     /// Nothing new is begun from now on.
     pub(crate) fn drain(&self) {
         if !self.draining.swap(true, Relaxed) {
@@ -263,9 +275,9 @@ impl Proxy {
         self.address
     }
 
-    /// Serves whoever comes, until it is cancelled. Nobody is let in any more then, nothing new is begun ([`ProxyHandle::drain`]), and for
+    /// Serves whoever comes, until it is cancelled. Nothing new is begun then ([`ProxyHandle::drain`]), and for
     /// [`drain_within`](ProxySettings::drain_within) at most what is under way is served to its end, and cursors and transactions are gone on with
-    /// that were used within the last so long. If there are none, idle connections end at once.
+    /// that were used within the last so long; for these connections are taken, too, as drivers drop theirs. If there are none, it ends at once.
     ///
     /// # Errors
     /// None after which it could go on; that no connection can be accepted for a while is logged.
@@ -276,24 +288,30 @@ impl Proxy {
         let mut sessions = JoinSet::new();
         let mut listening = JoinSet::new();
         let (arrives, mut arrived) = mpsc::channel(ARRIVING);
+        let mut until = None;
+        let shared = Arc::clone(&self.shared);
         loop {
+            let is_quiet = until.is_some() && sessions.is_empty();
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => break,
+                () = cancel.cancelled(), if until.is_none() => {
+                    shared.drain();
+                    until = Some(Instant::now() + shared.settings.drain_within);
+                }
+                () = shared.goes_on(until) => break,
                 Some(ended) = sessions.join_next(), if !sessions.is_empty() => tell_of_panic(ended),
                 Some(door) = self.doors.recv() => {
                     listening.spawn(accept(door, arrives.clone()));
                 }
                 Some((client, address, upstream)) = arrived.recv() => self.admit(client, address, upstream, &mut sessions),
+                // Who had a cursor has gone, or would be back by now.
+                () = sleep(QUIET), if is_quiet => break,
             }
         }
         listening.shutdown().await;
         drop(arrived);
-        self.shared.drain();
-        let until = Instant::now() + self.shared.settings.drain_within;
-        let goes_on_until = self.shared.started + Duration::from_millis(self.shared.goes_on_until.load(Relaxed));
-        let _goes_on = timeout_at(until.min(goes_on_until), all_end(&mut sessions)).await;
-        self.shared.stop.cancel();
+        shared.stop.cancel();
+        let until = until.unwrap_or_else(Instant::now);
         if timeout_at(until, all_end(&mut sessions)).await.is_err() {
             tracing::warn!(connections = sessions.len(), "requests were still under way when the time to end them was over");
             sessions.shutdown().await;
@@ -427,5 +445,7 @@ const LEAST_MEMORY: usize = 96 << 20;
 /// 64 KiB a second.
 const SLOWEST_PER_MILLISECOND: usize = 64;
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
+/// So long nobody has been there.
+const QUIET: Duration = Duration::from_secs(1);
 /// Connections that were accepted and wait to be served.
 const ARRIVING: usize = 64;

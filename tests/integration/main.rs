@@ -44,6 +44,10 @@ mod object_store;
 mod open_metrics;
 mod point_in_time;
 mod proxy;
+#[cfg(feature = "drivers")]
+mod proxy_drivers;
+mod proxy_rules;
+mod proxy_topology;
 mod prune;
 mod replay;
 mod restore_modes;

@@ -73,7 +73,7 @@ async fn the_driver_does_its_work_through_the_proxy() {
 }
 
 /// A proxy that ends with the set of tasks, and where it listens.
-async fn listening(settings: ProxySettings) -> (JoinSet<()>, SocketAddr, ProxyHandle) {
+pub(crate) async fn listening(settings: ProxySettings) -> (JoinSet<()>, SocketAddr, ProxyHandle) {
     let proxy = Proxy::bind("127.0.0.1:0", settings).await.unwrap();
     let (address, handle) = (proxy.address(), proxy.handle());
     let mut running = JoinSet::new();

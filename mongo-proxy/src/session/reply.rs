@@ -67,9 +67,9 @@ impl Session<'_> {
             let document = hello::answer(answer, members, expects.load_balanced).map_err(|_| Ended::WrongReply)?;
             let (mut head, checksum) = rewrite::head(&message, header, body.clone(), &document);
             head.extend_from_slice(&message[body.end..message.len() - checksum]);
-            self.to_client(&head).await?;
+            self.send_to_client(&head).await?;
         } else {
-            self.to_client(&message).await?;
+            self.send_to_client(&message).await?;
         }
         if is_logged_in {
             self.identify().await?;
@@ -140,26 +140,23 @@ impl Session<'_> {
         Ok(Whole { header, message, body, flags: scan.flags() })
     }
 
-    async fn to_client(&mut self, message: &[u8]) -> Result<(), Ended> {
+    async fn send_to_client(&mut self, message: &[u8]) -> Result<(), Ended> {
         self.client.send(message, self.shared.settings.message_within).await.map_err(Ended::Client)
     }
 
     /// Waits for the header of a reply, however long that takes: how long an operation may take is the server's business. Of replies that follow each other there may be no end: those are not waited for by a proxy
     /// that stops.
     async fn next_reply(&mut self, is_one_more: bool) -> Result<Header, Ended> {
+        let shared = self.shared;
         loop {
             if let Some(header) = self.server.header() {
                 return header.map_err(|_| Ended::WrongReply);
             }
-            if !is_one_more || !self.server.buffered().is_empty() {
-                self.more_of_the_server().await?;
-                continue;
-            }
-            let shared = self.shared;
+            let is_between = self.server.buffered().is_empty();
             tokio::select! {
                 biased;
                 more = self.more_of_the_server() => more?,
-                () = shared.stopping() => return Err(Ended::Stopped),
+                () = shared.stopping(), if is_one_more && is_between => return Err(Ended::Stopped),
             }
         }
     }
@@ -210,7 +207,7 @@ impl Session<'_> {
         let flags = inflated.get(HEADER..).and_then(|rest| rest.first_chunk::<4>()).ok_or(Ended::WrongReply)?;
         let flags = u32::from_le_bytes(*flags);
         drop(inflated);
-        self.to_client(&message).await?;
+        self.send_to_client(&message).await?;
         self.memory = None;
         Ok(flags)
     }

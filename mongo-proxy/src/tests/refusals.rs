@@ -352,9 +352,22 @@ async fn a_proxy_that_stops_keeps_a_cursor_that_is_younger_than_the_time_for_dra
         let more = message(number, 0, 0, &doc! { "getMore": 7_i64, "collection": "orders", "$db": "shop" });
         served(&mut client, &mut server, &more).await;
     }
-    assert!(TcpStream::connect(stage.proxy).await.is_err());
+    // Also on another connection, as drivers drop those of a server that is about to stop.
+    let (mut other, mut other_server) = stage.connect().await;
+    let more = message(1, 0, 0, &doc! { "getMore": 7_i64, "collection": "orders", "$db": "shop" });
+    served(&mut other, &mut other_server, &more).await;
+    client.write_all(&find(6)).await.unwrap();
+    assert_eq!(why(&refused(&mut client, 6).await).0, 91);
     // It ends by itself.
     assert!(soon(rest(&mut client)).await.is_empty());
+    soon(stage.running).await.unwrap().unwrap();
+    assert!(TcpStream::connect(stage.proxy).await.is_err());
+    // And soon if nobody is left.
+    let stage = super::stage(|settings| settings.drain_within = Duration::from_secs(3600)).await;
+    let (mut client, mut server) = stage.connect().await;
+    served(&mut client, &mut server, &find(1)).await;
+    stage.cancel.cancel();
+    drop(client);
     soon(stage.running).await.unwrap().unwrap();
 }
 

@@ -34,7 +34,9 @@ pub(crate) fn refused(request: Header, why: &Refused) -> Vec<u8> {
             let mut document = error(462, "IngressRequestRateLimitExceeded", &by(rule, "there is too much of this"));
             let labels = ["SystemOverloadedError", "RetryableError"].into_iter().collect::<RawArrayBuf>();
             document.append(bson::cstr!("errorLabels"), labels);
-            let after = after.unwrap_or(USUAL_BACKOFF).clamp(Duration::from_millis(1), LONGEST_BACKOFF);
+            // Drivers wait for a random part of it, so that those who were refused together do not come together again.
+            let after =
+                after.map_or(USUAL_BACKOFF, |after| after.saturating_mul(2)).clamp(Duration::from_millis(1), LONGEST_BACKOFF);
             document.append(bson::cstr!("baseBackoffMS"), i32::try_from(after.as_millis()).unwrap_or(i32::MAX));
             document
         }
