@@ -29,13 +29,13 @@ A file of rules, for example:
     { \"name\": \"nobody drops\", \"match\": { \"commands\": [\"drop\", \"dropDatabase\"] }, \"actions\": [{ \"deny\": \"unauthorized\" }] },
     { \"name\": \"each client\", \"actions\": [{ \"limit_rate\": { \"per_second\": 500, \"burst\": 100, \"key\": \"client\", \"wait_at_most\": 0.2 } }] }
   ] }
-It is read again on SIGHUP; one that is not fit changes nothing."
+It is read again on SIGHUP, and certificates with it; what is not fit changes nothing."
 )]
 struct Cli {
     /// Where to listen; port 0 for any that is free. Before a replica set, where the first of its members is reached, and the others at the ports that follow
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: String,
-    /// The server, as host:port or as a URI, of which the first host is taken
+    /// The server, as host:port or as a URI; of several hosts the first is taken, or all for a replica set
     #[arg(long, value_name = "U")]
     upstream: Option<String>,
     /// Stand before the whole replica set that the server belongs to
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
             .map(Duration::try_from_secs_f64)
             .transpose()
             .map_err(|error| Error::invalid("--log-slower-than takes a number of seconds, as 0.5").with_source(error))?;
-        let mut settings = before(&uri).await?.with_rules(rules).with_request_log(log);
+        let mut settings = before(&uri, cli.replica_set).await?.with_rules(rules).with_request_log(log);
         (settings.advertise, settings.listen_tls) = (cli.advertise, cli.certificate.map(ListenTls::new));
         let mut asks = "directConnection=true";
         if cli.replica_set {
@@ -98,30 +98,34 @@ fn main() -> ExitCode {
         let upstream = settings.upstream.clone();
         let proxy = Proxy::bind(&cli.listen, settings).await?;
         let stop = cancel_on_interrupt();
+        // It shows how the proxy drains, too.
+        let stopped = CancellationToken::new();
         if let Some(admin) = &cli.admin {
-            serve_admin(admin, proxy.handle(), stop.clone()).await?;
+            serve_admin(admin, proxy.handle(), stopped.clone()).await?;
         }
-        if let Some(file) = cli.rules {
-            read_again(file, proxy.handle())?;
-        }
+        read_again(cli.rules, proxy.handle())?;
         eprintln!("mongodb://{}/?{asks} stands before {upstream}; Ctrl-C stops it", proxy.address());
         for (member, shown) in proxy.handle().statistics().members {
             eprintln!("{member} is reached at {shown}");
         }
         proxy.run(&stop).await?;
+        stopped.cancel();
         Ok(ExitCode::SUCCESS)
     })
 }
 
-/// For the first host of a URI, with TLS if it says so.
-async fn before(uri: &str) -> Result<ProxySettings> {
+/// For the first host of a URI, or for all, with TLS if it says so.
+async fn before(uri: &str, replica_set: bool) -> Result<ProxySettings> {
     let options = ConnectOptions::from_uri(uri)?.to_client_options().await?;
-    let host = options.hosts.iter().find_map(|host| match host {
+    let hosts = options.hosts.iter().filter_map(|host| match host {
         ServerAddress::Tcp { host, port } => Some(format!("{host}:{}", port.unwrap_or(27017))),
         _ => None,
     });
-    let host = host.ok_or_else(|| Error::invalid("--upstream needs a host and a port, as 127.0.0.1:27017"))?;
-    let settings = ProxySettings::new(host);
+    let hosts: Vec<String> = hosts.take(if replica_set { usize::MAX } else { 1 }).collect();
+    if hosts.is_empty() {
+        return Err(Error::invalid("--upstream needs a host and a port, as 127.0.0.1:27017"));
+    }
+    let settings = ProxySettings::new(hosts.join(","));
     let Some(Tls::Enabled(tls)) = options.tls else { return Ok(settings) };
     if tls.allow_invalid_certificates == Some(true) {
         return Err(Error::invalid("the proxy always checks whom it connects to: leave tlsAllowInvalidCertificates out"));
@@ -138,15 +142,19 @@ fn read_rules(file: &Path) -> Result<Rules> {
     Rules::from_json(&text).map_err(|error| error.with_context("file", file.display()))
 }
 
-/// Puts the rules in force again whenever the process is told that they have changed.
-fn read_again(file: PathBuf, proxy: ProxyHandle) -> Result<()> {
+/// Reads rules and certificates again whenever the process is told that they have changed.
+fn read_again(rules: Option<PathBuf>, proxy: ProxyHandle) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
 
     let mut hangups =
         signal(SignalKind::hangup()).map_err(|error| Error::internal("SIGHUP cannot be listened for").with_source(error))?;
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            match read_rules(&file).and_then(|rules| proxy.set_rules(&rules)) {
+            if let Err(error) = proxy.reload_certificates() {
+                eprintln!("the certificates stay as they are: {}", error.report());
+            }
+            let Some(file) = &rules else { continue };
+            match read_rules(file).and_then(|rules| proxy.set_rules(&rules)) {
                 Ok(version) => eprintln!("version {version} of the rules is in force"),
                 Err(error) => eprintln!("the rules stay as they are: {}", error.report()),
             }

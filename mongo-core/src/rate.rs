@@ -83,6 +83,11 @@ impl RateLimit {
         Ok(wait)
     }
 
+    /// Gives back what was taken in last, or something like it: it has not happened. Who waits already waits no less for it.
+    pub fn give_back(&mut self) {
+        self.due = self.due.saturating_sub(self.interval);
+    }
+
     /// Whether it is as if nothing had ever come to it.
     pub fn is_rested(&self, now: Duration) -> bool {
         self.due <= now
@@ -121,6 +126,8 @@ mod tests {
         assert_eq!([(); 2].map(|()| limit.admit_within(at(0), patience)), [Err(at(300)); 2]);
         assert_eq!(limit.admit_within(at(100), patience), Ok(at(200)));
         assert!(!limit.is_rested(at(399)) && limit.is_rested(at(400)));
+        limit.give_back();
+        assert_eq!(limit.admit_within(at(100), patience), Ok(at(200)));
     }
 
     #[test]

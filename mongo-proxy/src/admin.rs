@@ -23,8 +23,8 @@ use crate::{ConnectionStatus, LoggedRequest, ProxyHandle, Rules, RulesStatus, St
 /// | `PUT /api/rules` | puts the rules of the body in force, as [`Rules::from_json`] reads them; with `?dry_run=true` only checks them | 200; 400 with what is wrong, and nothing is changed |
 /// | `PUT /api/drain` | lets nothing new begin: [`ProxyHandle::drain`] | 200 |
 ///
-/// Whoever can reach them learns who is connected and can take every rule away: mount them where only those come who may. What changes something is a
-/// `PUT`, which no page of another site can make a browser send.
+/// Whoever can reach them learns who is connected and can take every rule away: mount them where only those come who may, behind what asks who they are
+/// if browsers come there, too. What changes something is a `PUT`, so that no mere link or form of another site does.
 ///
 /// ```no_run
 /// # async fn f(proxy: mongo_proxy::Proxy) -> Result<(), Box<dyn std::error::Error>> {
@@ -77,6 +77,7 @@ async fn rules(State(proxy): State<ProxyHandle>) -> Json<RulesStatus> {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Trying {
     #[serde(default)]
     dry_run: bool,

@@ -34,6 +34,7 @@ impl ProxyHandle {
             requests: shared.instruments.requests_ever(),
             refused: shared.instruments.refused().collect(),
             malformed: shared.instruments.malformed().collect(),
+            large_messages_bytes: shared.memory_taken(),
             members: shared.members().map(|members| members.all().into_iter().collect()).unwrap_or_default(),
         }
     }
@@ -71,12 +72,14 @@ impl ProxyHandle {
         self.0.drain();
     }
 
-    /// Reads the certificate that clients are shown again, for the connections to come; without one nothing happens.
+    /// Reads the files of certificates again, for the connections to come: that which clients are shown, those by which the server is known, and that which
+    /// it is shown. Without any nothing happens.
     ///
     /// # Errors
-    /// `InvalidInput` for a file that is not fit; what there was stays then.
+    /// `InvalidInput` for a file that is not fit; what there was on that side stays then.
     #[cfg(feature = "tls")]
-    pub fn reload_certificate(&self) -> Result<()> {
+    pub fn reload_certificates(&self) -> Result<()> {
+        self.0.connecting.as_ref().map_or(Ok(()), crate::tls::Connecting::reload)?;
         self.0.listening.as_ref().map_or(Ok(()), crate::tls::Listening::reload)
     }
 }
@@ -102,6 +105,8 @@ pub struct Statistics {
     pub refused: BTreeMap<&'static str, u64>,
     /// What was no message, by why.
     pub malformed: BTreeMap<&'static str, u64>,
+    /// What messages under way take of the memory for large ones.
+    pub large_messages_bytes: usize,
     /// The address that clients see, by that of each member of the replica set; empty before a single server.
     pub members: BTreeMap<String, String>,
 }

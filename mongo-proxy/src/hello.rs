@@ -28,12 +28,20 @@ impl<'a> Hello<'a> {
         let body = command.body();
         let document = |from: &'a RawDocument, key: &str| from.get_document(key).ok();
         let client = document(body, "client").and_then(|client| document(client, "application"));
-        let login = document(body, "speculativeAuthenticate");
+        let login = body.get("speculativeAuthenticate");
         Self {
             is_load_balanced: matches!(body.get("loadBalanced"), Ok(Some(RawBsonRef::Boolean(true)))),
-            logs_in: login.is_some(),
-            application: client.and_then(|application| application.get_str("name").ok()),
-            with_certificate: login.is_some_and(shows_certificate),
+            logs_in: !matches!(login, Ok(None)),
+            // A server refuses who has a longer one.
+            application: client
+                .and_then(|application| application.get_str("name").ok())
+                .filter(|name| name.len() <= LONGEST_APPLICATION),
+            with_certificate: match login {
+                Ok(Some(RawBsonRef::Document(login))) => shows_certificate(login),
+                Ok(None) => false,
+                // Whatever the server makes of it.
+                _ => true,
+            },
         }
     }
 
@@ -48,9 +56,15 @@ impl<'a> Hello<'a> {
     }
 }
 
-/// Whether somebody logs in with the certificate of the connection.
+/// Whether somebody logs in with the certificate of the connection, or with what cannot be read.
 pub(crate) fn shows_certificate(login: &RawDocument) -> bool {
-    login.get_str("mechanism").is_ok_and(|mechanism| mechanism.eq_ignore_ascii_case("MONGODB-X509"))
+    login.iter_elements().any(|field| match field {
+        Ok(field) if field.key().as_str() == "mechanism" => field
+            .value()
+            .map_or(true, |mechanism| mechanism.as_str().is_none_or(|name| name.eq_ignore_ascii_case("MONGODB-X509"))),
+        Ok(_) => false,
+        Err(_) => true,
+    })
 }
 
 /// The answer as the client is to see it.
@@ -82,3 +96,5 @@ pub(crate) fn answer(
     }
     rewrite::document(answer, &without, &with)
 }
+
+const LONGEST_APPLICATION: usize = 128;

@@ -43,6 +43,7 @@ pub(crate) struct Instruments {
     closed: Count,
     client_failed: Count,
     server_failed: Count,
+    connect_failed: Count,
     stopped: Count,
     malformed: [Count; Malformed::ALL.len()],
     /// Reads, writes, and what is neither.
@@ -77,6 +78,7 @@ impl Instruments {
             closed: outcome("closed"),
             client_failed: outcome("client_failed"),
             server_failed: outcome("server_failed"),
+            connect_failed: outcome("connect_failed"),
             stopped: outcome("stopped"),
             malformed: Malformed::ALL.map(malformed),
             requests: ["read", "write", "neither"].map(requests),
@@ -117,6 +119,7 @@ impl Instruments {
             Ended::Closed => &self.closed,
             Ended::Client(_) => &self.client_failed,
             Ended::Server(_) | Ended::WrongReply => &self.server_failed,
+            Ended::NoServer(_) => &self.connect_failed,
             Ended::Stopped => &self.stopped,
             Ended::Malformed(malformed) => {
                 if let Some((_, count)) = Malformed::ALL.iter().zip(&self.malformed).find(|(known, _)| *known == malformed) {

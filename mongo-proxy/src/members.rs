@@ -3,11 +3,12 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use mongo_core::{Error, ErrorKind, Result};
+use bson::RawDocument;
+use mongo_core::{Error, Result};
 use tokio::{net::TcpListener, sync::mpsc};
 
 /// A listener, and the server behind it.
@@ -30,15 +31,15 @@ pub(crate) struct Members {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// What clients see, by the member's own address; nothing for one that nothing can listen for.
-    shown: BTreeMap<String, Option<String>>,
+    /// What clients see, by the member's own address.
+    shown: BTreeMap<String, String>,
     ports: u16,
 }
 
 impl Members {
     pub(crate) fn new(first: SocketAddr, advertise: Option<&str>, opened: mpsc::UnboundedSender<Door>) -> Result<Self> {
         let host = match advertise {
-            Some(host) => host.to_lowercase(),
+            Some(host) => advertised(host)?,
             None if first.ip().is_unspecified() => {
                 return Err(Error::invalid(
                     "clients of a replica set are told where its members are: say by which host they reach the proxy (advertise)",
@@ -57,26 +58,26 @@ impl Members {
         let member = member.to_lowercase();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shown) = known.shown.get(&member) {
-            return shown.clone();
+            return Some(shown.clone());
         }
-        let shown = match self.open(&member, &mut known.ports) {
+        match self.open(&member, &mut known.ports) {
             Ok(shown) => {
                 tracing::info!(member, shown, "a member of the replica set has a door");
+                known.shown.insert(member, shown.clone());
                 Some(shown)
             }
+            // It is tried again when somebody hears of it next.
             Err(error) => {
                 tracing::error!(member, %error, "nothing can listen for a member of the replica set: clients do not see it");
                 None
             }
-        };
-        known.shown.insert(member, shown.clone());
-        shown
+        }
     }
 
     /// All that are known, as they are called and as clients see them.
     pub(crate) fn all(&self) -> Vec<(String, String)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.shown.iter().filter_map(|(member, shown)| Some((member.clone(), shown.clone()?))).collect()
+        known.shown.iter().map(|(member, shown)| (member.clone(), shown.clone())).collect()
     }
 
     fn open(&self, member: &str, ports: &mut u16) -> io::Result<String> {
@@ -84,17 +85,22 @@ impl Members {
         // A port that is somebody else's is passed over.
         while *ports < MOST_PORTS {
             let port = if self.first.port() == 0 { Some(0) } else { self.first.port().checked_add(*ports) };
-            *ports += 1;
             let Some(port) = port else { break };
             let bound = std::net::TcpListener::bind((self.first.ip(), port));
             match bound.and_then(|listener| listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener))) {
                 Ok(listener) => {
+                    *ports += 1;
                     let shown = format!("{}:{}", self.host, listener.local_addr()?.port());
                     // If nobody listens there any more, the proxy has stopped.
                     let _stopped = self.opened.send(Door { listener, upstream: member.into() });
                     return Ok(shown);
                 }
-                Err(error) => failed = error,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    *ports += 1;
+                    failed = error;
+                }
+                // As without a file handle to spare: it may be otherwise the next time.
+                Err(error) => return Err(error),
             }
         }
         Err(failed)
@@ -102,19 +108,20 @@ impl Members {
 }
 
 /// The members of which a hello speaks.
-pub(crate) fn of(hello: &bson::RawDocument) -> Result<Vec<String>> {
-    let mut members = Vec::new();
-    for key in ["hosts", "passives", "arbiters"] {
-        let Ok(hosts) = hello.get_array(key) else { continue };
-        members.extend(hosts.into_iter().filter_map(|host| Some(host.ok()?.as_str()?.to_owned())));
+pub(crate) fn of(hello: &RawDocument) -> Vec<String> {
+    let lists = ["hosts", "passives", "arbiters"].into_iter().filter_map(|key| hello.get_array(key).ok());
+    lists.flatten().filter_map(|host| Some(host.ok()?.as_str()?.to_owned())).collect()
+}
+
+/// A host as it stands in an address.
+fn advertised(host: &str) -> Result<String> {
+    if let Ok(address) = host.trim_matches(['[', ']']).parse::<Ipv6Addr>() {
+        return Ok(format!("[{address}]"));
     }
-    if members.is_empty() {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "the server is no member of a replica set: stand before it alone (Topology::Direct)",
-        ));
+    if host.is_empty() || host.contains([':', '/', ',', '@']) || host.contains(char::is_whitespace) {
+        return Err(Error::invalid("advertise is a host alone, as proxy.example").with_context("got", host.escape_debug()));
     }
-    Ok(members)
+    Ok(host.to_lowercase())
 }
 
 /// A replica set has 50 members at most; some may come and go.

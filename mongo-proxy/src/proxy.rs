@@ -4,13 +4,16 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
 
-use bson::{RawDocument, rawdoc};
+use bson::{RawDocument, RawDocumentBuf, rawdoc};
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Result,
     clock::SystemClock,
@@ -73,16 +76,19 @@ pub(crate) struct Shared {
     pub(crate) clock: SystemClock,
     metrics: Arc<dyn MetricsSink>,
     rules: RwLock<Arc<RuleBook>>,
+    setting_rules: Mutex<()>,
     members: Option<Members>,
     /// In pieces of [`LARGE`].
     memory: Semaphore,
     #[cfg(feature = "tls")]
     pub(crate) listening: Option<Listening>,
     #[cfg(feature = "tls")]
-    connecting: Option<Connecting>,
+    pub(crate) connecting: Option<Connecting>,
     started: Instant,
     /// Nothing new is begun.
     draining: AtomicBool,
+    /// Requests under way that may leave something to be gone on with.
+    opening: AtomicUsize,
     /// Until when a cursor or a transaction may be gone on with that was used last; in milliseconds from the start.
     goes_on_until: AtomicU64,
     stop: CancellationToken,
@@ -99,6 +105,11 @@ impl Shared {
     pub(crate) async fn memory(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
         let pieces = u32::try_from(bytes.div_ceil(LARGE)).ok()?;
         timeout(self.settings.message_within, self.memory.acquire_many(pieces)).await.ok()?.ok()
+    }
+
+    /// So much of it is taken.
+    pub(crate) fn memory_taken(&self) -> usize {
+        (memory_pieces(&self.settings) - self.memory.available_permits()) * LARGE
     }
 
     /// Takes a connection of a client, and speaks TLS with it if that is wanted.
@@ -140,10 +151,14 @@ impl Shared {
 
     /// Puts others in force.
     pub(crate) fn set_rules(&self, rules: &Rules) -> Result<u64> {
-        // From reading what there was to writing, so that no two have the same number.
-        let mut book = self.rules.write().unwrap_or_else(PoisonError::into_inner);
-        let version = book.version + 1;
-        *book = Arc::new(RuleBook::new(rules, version, Some(&book), self.metrics.as_ref())?);
+        // One after the other, so that no two have the same number; and apart from who only reads.
+        let _alone = self.setting_rules.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of rules that are not fit nothing is left in the metrics.
+        rules.check()?;
+        let before = self.rules();
+        let version = before.version + 1;
+        let book = Arc::new(RuleBook::new(rules, version, Some(&before), self.metrics.as_ref())?);
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = book;
         Ok(version)
     }
 
@@ -156,8 +171,14 @@ impl Shared {
         self.started.elapsed()
     }
 
-    /// Something is used that may be gone on with.
-    pub(crate) fn begins_something(&self) {
+    /// Something begins that may be gone on with once it is answered.
+    pub(crate) fn opening(&self) -> Opening<'_> {
+        self.opening.fetch_add(1, SeqCst);
+        Opening(self)
+    }
+
+    /// Something was used that may be gone on with.
+    pub(crate) fn leaves_something(&self) {
         let until = (self.now() + self.settings.drain_within).as_millis();
         self.goes_on_until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Relaxed);
     }
@@ -166,23 +187,32 @@ impl Shared {
     async fn goes_on(&self, until: Option<Instant>) {
         let Some(until) = until else { return std::future::pending().await };
         loop {
-            let next = until.min(self.started + Duration::from_millis(self.goes_on_until.load(Relaxed)));
-            if next <= Instant::now() {
+            let now = Instant::now();
+            // Of what is under way nobody knows yet.
+            let may_begin = if self.opening.load(SeqCst) > 0 { now + LOOKED_AFTER } else { self.started };
+            let goes_on = self.started + Duration::from_millis(self.goes_on_until.load(Relaxed));
+            let next = until.min(goes_on.max(may_begin));
+            if next <= now {
                 return;
             }
-            sleep_until(next).await;
+            sleep_until(next.min(now + LOOKED_AFTER)).await;
         }
+    }
+
+    /// What of the time for draining is kept for requests that are under way at its end.
+    fn last_moment(&self) -> Duration {
+        LAST_MOMENT.min(self.settings.drain_within / 4)
     }
 
     /// Nothing new is begun from now on.
     pub(crate) fn drain(&self) {
-        if !self.draining.swap(true, Relaxed) {
+        if !self.draining.swap(true, SeqCst) {
             tracing::info!("nothing new is begun any more");
         }
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.draining.load(SeqCst)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -214,6 +244,7 @@ impl Proxy {
                 .with_context("address", listen)
                 .with_source(error)
         };
+        settings.check()?;
         let (opened, doors) = mpsc::unbounded_channel();
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let mut address = listener.local_addr().map_err(failed)?;
@@ -227,13 +258,13 @@ impl Proxy {
                 Some(Members::new(address, settings.advertise.as_deref(), opened.clone())?)
             }
         };
-        let pieces = (settings.large_messages_bytes.max(LEAST_MEMORY) / LARGE).min(Semaphore::MAX_PERMITS);
         let shared = Shared {
-            memory: Semaphore::new(pieces),
+            memory: Semaphore::new(memory_pieces(&settings)),
             #[cfg(feature = "tls")]
             listening: settings.listen_tls.as_ref().map(Listening::new).transpose()?,
             #[cfg(feature = "tls")]
             connecting: settings.upstream_tls.as_ref().map(Connecting::new).transpose()?,
+            setting_rules: Mutex::new(()),
             rules: RwLock::new(Arc::new(RuleBook::new(&settings.rules, 1, None, metrics.as_ref())?)),
             requests: Requests::new(settings.request_log.clone()),
             instruments: Instruments::new(metrics.as_ref()),
@@ -244,19 +275,19 @@ impl Proxy {
             members,
             started: Instant::now(),
             draining: AtomicBool::new(false),
+            opening: AtomicUsize::new(0),
             goes_on_until: AtomicU64::new(0),
             stop: CancellationToken::new(),
         };
         if let Some(members) = &shared.members {
             drop(listener);
+            let mut ports = Vec::new();
             for member in shared.ask_for_members().await? {
-                members.shown(&member);
+                let port = members.shown(&member).and_then(|shown| shown.rsplit(':').next()?.parse().ok());
+                let none = || Error::invalid("nothing can listen for a member").with_context("member", &member);
+                ports.push(port.ok_or_else(|| none().with_context("address", listen))?);
             }
-            let all = members.all();
-            let first = all.iter().filter_map(|(_, shown)| shown.rsplit(':').next()?.parse().ok()).min();
-            address.set_port(
-                first.ok_or_else(|| Error::invalid("nothing can listen for any member").with_context("address", listen))?,
-            );
+            address.set_port(ports.into_iter().min().unwrap_or_default());
         } else {
             let upstream = shared.settings.upstream.as_str().into();
             // It is received below.
@@ -298,7 +329,7 @@ impl Proxy {
                     shared.drain();
                     until = Some(Instant::now() + shared.settings.drain_within);
                 }
-                () = shared.goes_on(until) => break,
+                () = shared.goes_on(until.map(|until| until - shared.last_moment())) => break,
                 Some(ended) = sessions.join_next(), if !sessions.is_empty() => tell_of_panic(ended),
                 Some(door) = self.doors.recv() => {
                     listening.spawn(accept(door, arrives.clone()));
@@ -329,7 +360,7 @@ impl Proxy {
         sessions.spawn(async move {
             place.shared.instruments.connections(&place.shared.connections);
             let ended = serve(client, &upstream, &place).await;
-            tracing::debug!(%address, %ended, "a connection has ended");
+            tracing::debug!(connection = place.connection.id, %ended, "a connection has ended");
         });
     }
 }
@@ -353,23 +384,31 @@ async fn accept(door: Door, arrives: mpsc::Sender<(TcpStream, SocketAddr, Arc<st
 }
 
 async fn serve(client: TcpStream, upstream: &str, Place { shared, connection }: &Place) -> Ended {
-    // First TLS, where there is any: a stranger that does not speak it costs the server nothing.
-    let client = shared.accept(client).await.map_err(|error| Ended::Client(error.into()));
-    // A server that is down is a connection that ends before a byte.
-    let server = match &client {
-        Ok(_) => shared.connect(upstream).await.map_err(|error| {
+    let meet = async {
+        // First TLS, where there is any: a stranger that does not speak it costs the server nothing.
+        let client = shared.accept(client).await.map_err(|error| Ended::Client(error.into()))?;
+        // A server that is down is a connection that ends before a byte.
+        let server = shared.connect(upstream).await.map_err(|error| {
             tracing::warn!(%error, upstream, "the server cannot be connected to");
-            Ended::Server(error.into())
-        }),
-        Err(_) => Err(Ended::Closed),
+            Ended::NoServer(error)
+        })?;
+        Ok((client, server))
     };
-    match (client, server) {
-        (Ok(client), Ok(server)) => Session::new(Peer::new(client), Peer::new(server), shared, connection).run().await,
-        (Err(ended), _) | (Ok(_), Err(ended)) => {
+    let met = tokio::select! {
+        met = meet => met,
+        () = shared.stopping() => Err(Ended::Stopped),
+    };
+    match met {
+        Ok((client, server)) => Session::new(Peer::new(client), Peer::new(server), shared, connection).run().await,
+        Err(ended) => {
             shared.instruments.ended(&ended);
             ended
         }
     }
+}
+
+fn memory_pieces(settings: &ProxySettings) -> usize {
+    (settings.large_messages_bytes.max(LEAST_MEMORY) / LARGE).min(Semaphore::MAX_PERMITS)
 }
 
 async fn all_end(sessions: &mut JoinSet<()>) {
@@ -382,6 +421,16 @@ async fn all_end(sessions: &mut JoinSet<()>) {
 fn tell_of_panic(ended: std::result::Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "a connection was given up for a fault of the proxy");
+    }
+}
+
+/// A request under way that may leave something to be gone on with.
+#[derive(Debug)]
+pub(crate) struct Opening<'a>(&'a Shared);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, SeqCst);
     }
 }
 
@@ -403,9 +452,14 @@ impl Shared {
     /// Asks the members that are given, one after the other, for all that there are.
     async fn ask_for_members(&self) -> Result<Vec<String>> {
         let mut failed = Error::invalid("a replica set needs the address of a member, as 127.0.0.1:27017");
-        for seed in self.settings.upstream.split(',').filter(|seed| !seed.is_empty()) {
-            match timeout(self.settings.connect_within, self.hello(seed)).await.unwrap_or_else(|late| Err(late.into())) {
-                Ok(hello) => return members::of(RawDocument::from_bytes(&hello).map_err(|_| failed)?),
+        for seed in self.settings.upstream.split(',').map(str::trim).filter(|seed| !seed.is_empty()) {
+            match timeout(self.settings.connect_within, self.members_by(seed)).await.unwrap_or_else(|late| Err(late.into())) {
+                Ok(members) if !members.is_empty() => return Ok(members),
+                // Or it has been taken out of its set.
+                Ok(_) => {
+                    let what = "the server is no member of a replica set: stand before it alone (Topology::Direct)";
+                    failed = Error::invalid(what).with_context("server", seed);
+                }
                 Err(error) => {
                     let what = "no member of the replica set can be asked for the others: is it up, and is TLS what it speaks?";
                     failed = Error::new(ErrorKind::Unavailable, what).with_context("member", seed).with_source(error);
@@ -415,11 +469,21 @@ impl Shared {
         Err(failed)
     }
 
-    async fn hello(&self, seed: &str) -> io::Result<Vec<u8>> {
-        let wrong = || io::Error::from(io::ErrorKind::InvalidData);
+    /// The members that a server knows.
+    async fn members_by(&self, seed: &str) -> io::Result<Vec<String>> {
         let mut server = Peer::new(self.connect(seed).await?);
+        let mut hello = self.ask(&mut server, &rawdoc! { "hello": 1, "$db": "admin" }).await?;
+        // A server that wants to be told the version of its interface (requireApiVersion).
+        if matches!(hello.get("code"), Ok(Some(code)) if code.as_i32() == Some(322)) {
+            hello = self.ask(&mut server, &rawdoc! { "hello": 1, "apiVersion": "1", "$db": "admin" }).await?;
+        }
+        Ok(members::of(&hello))
+    }
+
+    async fn ask(&self, server: &mut Peer, command: &RawDocument) -> io::Result<RawDocumentBuf> {
+        let wrong = || io::Error::from(io::ErrorKind::InvalidData);
         let asks = Header { length: HEADER, request_id: 0, response_to: 0, opcode: Opcode::Message };
-        let request = reply::to(asks, 1, &rawdoc! { "hello": 1, "$db": "admin" });
+        let request = reply::to(asks, 1, command);
         server.send(&request, self.settings.connect_within).await.map_err(|gone| io::Error::other(gone.to_string()))?;
         let header = loop {
             if let Some(header) = server.header() {
@@ -427,7 +491,7 @@ impl Shared {
             }
             server.fill(LARGE).await.map_err(|gone| io::Error::other(gone.to_string()))?;
         };
-        if header.length > LARGE {
+        if header.length > LARGE || header.response_to != 1 {
             return Err(wrong());
         }
         while server.buffered().len() < header.length {
@@ -436,7 +500,9 @@ impl Shared {
         let mut scan = Scan::new(header);
         scan.advance(&server.buffered()[HEADER..header.length]).map_err(|_| wrong())?;
         let body = scan.body().filter(|_| scan.is_complete()).ok_or_else(wrong)?;
-        Ok(server.buffered()[body].to_vec())
+        let answer = RawDocumentBuf::from_bytes(server.buffered()[body].to_vec()).map_err(|_| wrong())?;
+        server.used(header.length);
+        Ok(answer)
     }
 }
 
@@ -446,6 +512,10 @@ const LEAST_MEMORY: usize = 96 << 20;
 const SLOWEST_PER_MILLISECOND: usize = 64;
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 /// So long nobody has been there.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_secs(3);
+/// How often it is looked whether anything is left.
+const LOOKED_AFTER: Duration = Duration::from_millis(50);
+/// Of the time for draining, so much at most is for requests that are under way at its end.
+const LAST_MOMENT: Duration = Duration::from_secs(5);
 /// Connections that were accepted and wait to be served.
 const ARRIVING: usize = 64;

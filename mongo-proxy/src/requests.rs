@@ -25,9 +25,9 @@ pub struct RequestLog {
     /// Those that took longer than this, all of them. Default: none. In a file: seconds, under `slower_than`.
     #[serde(with = "optional_seconds")]
     pub slower_than: Option<Duration>,
-    /// Those that were refused. Default true.
+    /// Those that were refused, and those whose connection failed before they were answered. Default true.
     pub refused: bool,
-    /// Leaves out who it was: the address, the user and the application. Default false.
+    /// Leaves out who it was: the connection, the address, the user and the application. Default false.
     pub hides_who: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct LoggedRequest {
     #[serde(rename = "at_seconds", serialize_with = "since_epoch")]
     pub at: SystemTime,
     /// The number of its connection.
-    pub connection: u64,
+    pub connection: Option<u64>,
     /// From where it came.
     pub client: Option<SocketAddr>,
     /// The name of the application, as it says.
@@ -61,10 +61,12 @@ pub struct LoggedRequest {
     pub took: Duration,
     /// Bytes that came of the client, as they came.
     pub request_bytes: usize,
-    /// Bytes that came of the server.
+    /// Bytes that came of the server; 0 if its connection failed.
     pub reply_bytes: usize,
     /// Why it was refused: `denied`, `limited`, `out_of_time`, `draining` or `certificate`; nothing if it was passed on.
     pub refused: Option<&'static str>,
+    /// How its connection failed before it was answered.
+    pub failed: Option<String>,
     /// The rule that refused it, or those that had something to do with it.
     pub rules: Vec<String>,
 }
@@ -83,14 +85,14 @@ impl Requests {
     }
 
     /// Whether this one is logged; it is counted for the sample with that.
-    pub(crate) fn wants(&self, took: Duration, is_refused: bool) -> bool {
+    pub(crate) fn wants(&self, took: Duration, has_failed: bool) -> bool {
         let is_sample = self.settings.one_in > 0 && self.seen.fetch_add(1, Relaxed).is_multiple_of(self.settings.one_in);
-        is_sample || (is_refused && self.settings.refused) || self.settings.slower_than.is_some_and(|slow| took > slow)
+        is_sample || (has_failed && self.settings.refused) || self.settings.slower_than.is_some_and(|slow| took > slow)
     }
 
     pub(crate) fn log(&self, mut request: LoggedRequest) {
         if self.settings.hides_who {
-            (request.client, request.application) = (None, None);
+            (request.connection, request.client, request.application) = (None, None, None);
             request.users.clear();
         }
         tracing::info!(
@@ -105,6 +107,7 @@ impl Requests {
             request_bytes = request.request_bytes,
             reply_bytes = request.reply_bytes,
             refused = request.refused,
+            failed = request.failed,
             rules = ?request.rules,
             "a request"
         );

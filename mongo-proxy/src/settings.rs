@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use mongo_core::{Error, Result, redact_uris};
+
 #[cfg(feature = "tls")]
 use crate::tls::{ListenTls, UpstreamTls};
 use crate::{requests::RequestLog, rules::Rules};
@@ -22,7 +24,7 @@ pub struct ProxySettings {
     pub request_log: RequestLog,
     /// Connections at once; who comes when there are so many is sent away. Default 10,000.
     pub max_connections: usize,
-    /// How long a connection to the server may take. Default 5 s.
+    /// How long a connection to the server may take. Default 5 s; at most a day, as all times here.
     pub connect_within: Duration,
     /// How long a message may take from its first byte on, and a second more for each 64 KiB of it that have come; the first one from the connection on. And how long a client may take no bytes. How long an
     /// *operation* takes is not limited. Default 30 s.
@@ -60,6 +62,28 @@ impl ProxySettings {
             #[cfg(feature = "tls")]
             upstream_tls: None,
         }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let times = [self.connect_within, self.message_within, self.drain_within];
+        if times.iter().any(|time| *time > LONGEST) || self.message_within.is_zero() || self.connect_within.is_zero() {
+            return Err(Error::invalid(
+                "times lie between nothing and a day: correct connect_within, message_within or drain_within",
+            ));
+        }
+        if self.max_connections == 0 {
+            return Err(Error::invalid("with max_connections of 0 nobody is ever served"));
+        }
+        let servers: Vec<&str> = self.upstream.split(',').map(str::trim).collect();
+        let is_address = |server: &str| {
+            let address = server.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains('/'));
+            address.is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+        };
+        if !servers.iter().copied().all(is_address) || (self.topology == Topology::Direct && servers.len() > 1) {
+            let what = "upstream is the address of a server, as 127.0.0.1:27017; several with commas between them only for a replica set";
+            return Err(Error::invalid(what).with_context("got", redact_uris(&self.upstream)));
+        }
+        Ok(())
     }
 
     /// Sets what the proxy stands before.
@@ -122,3 +146,5 @@ pub enum Topology {
     /// The first listens at the address that is given, the others at the ports that follow; all at any that is free if the port is 0.
     ReplicaSet,
 }
+
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

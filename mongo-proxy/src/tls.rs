@@ -41,7 +41,7 @@ pub struct UpstreamTls {
     pub ca_file: Option<PathBuf>,
     /// The name in the server's certificate. Default: the host by which it is connected to.
     pub server_name: Option<String>,
-    /// A PEM file with a certificate and its key, for a server that wants one of each client.
+    /// A PEM file with a certificate and its key, for a server that wants one of each client. Needs `ca_file`.
     pub certificate_file: Option<PathBuf>,
 }
 
@@ -106,7 +106,8 @@ fn listening(file: &Path) -> Result<Arc<ServerConfig>> {
 
 /// Makes TLS connections to the server.
 pub(crate) struct Connecting {
-    config: Arc<ClientConfig>,
+    tls: UpstreamTls,
+    config: RwLock<Arc<ClientConfig>>,
     /// The name of every server, if it is given.
     name: Option<ServerName<'static>>,
 }
@@ -125,37 +126,14 @@ impl Connecting {
             })
         });
         let name = name.transpose()?;
-        let mut config = match &tls.ca_file {
-            None if tls.certificate_file.is_none() => mongo_core::tls::client_config()?,
-            ca_file => {
-                let mut roots = RootCertStore::empty();
-                for certificate in
-                    ca_file.iter().map(|file| certificates(file)).collect::<Result<Vec<_>>>()?.into_iter().flatten()
-                {
-                    roots
-                        .add(certificate)
-                        .map_err(|error| Error::invalid("the authorities' file holds no authority").with_source(error))?;
-                }
-                if roots.is_empty() {
-                    return Err(Error::invalid(
-                        "a certificate of one's own is shown only to who is known by an authority: set ca_file, too",
-                    ));
-                }
-                let config = ClientConfig::builder_with_provider(provider())
-                    .with_safe_default_protocol_versions()
-                    .map_err(without_tls)?
-                    .with_root_certificates(roots);
-                match &tls.certificate_file {
-                    None => config.with_no_client_auth(),
-                    Some(file) => config
-                        .with_client_auth_cert(certificates(file)?, key(file)?)
-                        .map_err(|error| unfit(file, "the key is not that of the certificate").with_source(error))?,
-                }
-            }
-        };
-        // A server that was replaced has to show its certificate again.
-        config.resumption = rustls::client::Resumption::disabled();
-        Ok(Self { config: Arc::new(config), name })
+        Ok(Self { config: RwLock::new(connecting(tls)?), tls: tls.clone(), name })
+    }
+
+    /// Reads the files again, for the connections to come. If they are not fit, all stays as it is.
+    pub(crate) fn reload(&self) -> Result<()> {
+        let config = connecting(&self.tls)?;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
     }
 
     pub(crate) async fn connect(&self, server: TcpStream, upstream: &str) -> io::Result<Stream> {
@@ -165,9 +143,42 @@ impl Connecting {
             Some(name) => name.clone(),
             None => ServerName::try_from(host()).map_err(io::Error::other)?,
         };
-        let stream = TlsConnector::from(Arc::clone(&self.config)).connect(name, server).await?;
+        let config = Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner));
+        let stream = TlsConnector::from(config).connect(name, server).await?;
         Ok(Stream::Tls(Box::new(stream.into())))
     }
+}
+
+fn connecting(tls: &UpstreamTls) -> Result<Arc<ClientConfig>> {
+    let mut config = match &tls.ca_file {
+        None if tls.certificate_file.is_none() => mongo_core::tls::client_config()?,
+        ca_file => {
+            let mut roots = RootCertStore::empty();
+            for certificate in ca_file.iter().map(|file| certificates(file)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+                roots
+                    .add(certificate)
+                    .map_err(|error| Error::invalid("the authorities' file holds no authority").with_source(error))?;
+            }
+            if roots.is_empty() {
+                return Err(Error::invalid(
+                    "a certificate of one's own is shown only to who is known by an authority: set ca_file, too",
+                ));
+            }
+            let config = ClientConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .map_err(without_tls)?
+                .with_root_certificates(roots);
+            match &tls.certificate_file {
+                None => config.with_no_client_auth(),
+                Some(file) => config
+                    .with_client_auth_cert(certificates(file)?, key(file)?)
+                    .map_err(|error| unfit(file, "the key is not that of the certificate").with_source(error))?,
+            }
+        }
+    };
+    // A server that was replaced has to show its certificate again.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -44,8 +44,10 @@ mod object_store;
 mod open_metrics;
 mod point_in_time;
 mod proxy;
+mod proxy_admin;
 #[cfg(feature = "drivers")]
 mod proxy_drivers;
+mod proxy_faults;
 mod proxy_rules;
 mod proxy_topology;
 mod prune;

@@ -106,13 +106,13 @@ async fn with_tls_on_both_sides_a_password_passes_through_and_certificates_are_c
     let others_ca = other.ca_file().unwrap();
     std::fs::copy(others_ca.with_file_name("server.pem"), shown.path()).unwrap();
     reach(address, ca).await.unwrap();
-    handle.reload_certificate().unwrap();
+    handle.reload_certificates().unwrap();
     assert_eq!(reach(address, ca).await.unwrap_err().kind(), ErrorKind::Unavailable);
     reach(address, others_ca).await.unwrap();
     // What is not fit changes nothing, and says why.
     for unfit in [std::fs::read(others_ca).unwrap(), b"nothing".to_vec()] {
         std::fs::write(shown.path(), unfit).unwrap();
-        let error = handle.reload_certificate().unwrap_err();
+        let error = handle.reload_certificates().unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("file: "), "{error}");
     }
     reach(address, others_ca).await.unwrap();

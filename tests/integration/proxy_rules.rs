@@ -156,8 +156,9 @@ async fn a_proxy_that_drains_sends_the_driver_elsewhere() {
     assert!(cursor.advance().await.unwrap());
     guarded.handle.drain();
     let error = orders.insert_one(doc! { "_id": 10 }).await.unwrap_err();
-    // The one that it has tried again where it thought that it had found another.
+    // It has tried it once more where it thought that it had found another, as nothing of it was begun.
     assert_eq!(code(&error), Some(91));
+    assert_eq!(guarded.handle.statistics().refused["draining"], 2);
     assert!(guarded.pools_cleared.load(SeqCst) >= 1 && guarded.servers_given_up.load(SeqCst) >= 1);
     // The cursor goes on, although all connections were dropped.
     let mut read = 1;

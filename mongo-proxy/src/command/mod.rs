@@ -17,6 +17,8 @@ pub(crate) struct Command<'a> {
     pub(crate) name: &'a str,
     pub(crate) database: &'a str,
     pub(crate) transaction: Transaction,
+    /// Whether it has a number by which a server knows it again.
+    pub(crate) is_numbered: bool,
     /// The longest that the client lets the server work on it, if it says so.
     pub(crate) max_time: Option<Duration>,
     first: RawBsonRef<'a>,
@@ -31,12 +33,22 @@ pub(crate) enum Transaction {
     GoesOn,
 }
 
+/// What a command may leave behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaves {
+    Nothing,
+    /// If its answer says so.
+    Cursor,
+    Transaction,
+}
+
 impl<'a> Command<'a> {
     /// Reads the body of a message that was checked. `database` for what does not say it itself, as legacy queries.
     pub(crate) fn read(body: &'a [u8], database: Option<&'a str>) -> Result<Self, Malformed> {
         let body = RawDocument::from_bytes(body).map_err(|_| Malformed::Bson)?;
         let (mut name, mut first) = (None, RawBsonRef::Null);
-        let (mut says_database, mut starts, mut in_transaction, mut max_time) = (None, false, false, None);
+        let (mut says_database, mut starts, mut in_transaction, mut is_numbered, mut max_time) =
+            (None, false, false, false, None);
         for field in body.iter_elements() {
             let field = field.map_err(|_| Malformed::Bson)?;
             let key = field.key().as_str();
@@ -53,18 +65,22 @@ impl<'a> Command<'a> {
                 },
                 "startTransaction" => starts |= is(&field, true),
                 "autocommit" => in_transaction |= is(&field, false),
+                "txnNumber" => is_numbered = true,
                 "maxTimeMS" => max_time = field.value().ok().and_then(milliseconds),
                 _ => {}
             }
         }
         let name = name.ok_or(Malformed::Bson)?;
         let database = says_database.or(database).ok_or(Malformed::Bson)?;
+        if database.len() > LONGEST_DATABASE {
+            return Err(Malformed::Bson);
+        }
         let transaction = match (in_transaction, starts) {
             (false, _) => Transaction::Outside,
             (true, true) => Transaction::Starts,
             (true, false) => Transaction::GoesOn,
         };
-        Ok(Self { name, database, transaction, max_time, first, body })
+        Ok(Self { name, database, transaction, is_numbered, max_time, first, body })
     }
 
     /// Whether it asks for the state of the server, by which a connection begins.
@@ -85,12 +101,22 @@ impl<'a> Command<'a> {
         }
     }
 
+    /// The name of the command that it is to explain.
+    pub(crate) fn explained(&self) -> Option<&'a str> {
+        let RawBsonRef::Document(inner) = self.first else { return None };
+        let field = inner.iter_elements().next().filter(|_| Kind::of(self.name) == Kind::Explain)?;
+        Some(field.ok()?.key().as_str())
+    }
+
     /// Whether it reads or writes data; `None` for what only begins, continues or ends something.
     pub(crate) fn access(&self) -> Option<Access> {
         match Kind::of(self.name) {
             Kind::Connection => None,
             Kind::OnCollection(Access::Read) if touched::writes(self) => Some(Access::Write),
-            Kind::OnCollection(access) | Kind::OnDatabase(access) | Kind::OnFullName(access) => Some(access),
+            Kind::OnCollection(access) | Kind::OnDatabase(access) | Kind::OnFullName(access) | Kind::OnServer(access) => {
+                Some(access)
+            }
+            Kind::Unknown => Some(Access::Write),
             Kind::GetMore | Kind::Explain => Some(Access::Read),
         }
     }
@@ -106,9 +132,15 @@ impl<'a> Command<'a> {
         self.is_always_let_through() || self.transaction == Transaction::GoesOn
     }
 
-    /// Whether it may leave a cursor behind that is read on.
-    pub(crate) fn may_open_cursor(&self) -> bool {
-        matches!(self.name, "find" | "aggregate" | "listCollections" | "listIndexes" | "bulkWrite" | "getMore")
+    /// Whether it may leave something behind that is gone on with.
+    pub(crate) fn may_leave(&self) -> Leaves {
+        if self.transaction != Transaction::Outside {
+            return Leaves::Transaction;
+        }
+        match self.name {
+            "find" | "aggregate" | "listCollections" | "listIndexes" | "bulkWrite" | "getMore" => Leaves::Cursor,
+            _ => Leaves::Nothing,
+        }
     }
 }
 
@@ -126,6 +158,9 @@ fn milliseconds(value: RawBsonRef<'_>) -> Option<Duration> {
     // Nothing is no limit.
     Duration::try_from_secs_f64(number / 1000.0).ok().filter(|time| !time.is_zero())
 }
+
+/// The longest name of a database that there is.
+const LONGEST_DATABASE: usize = 63;
 
 #[cfg(test)]
 mod tests;

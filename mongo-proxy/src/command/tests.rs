@@ -67,12 +67,15 @@ fn what_names_no_collection_is_about_a_whole_database_and_what_cannot_be_known_a
         doc! { "find": bson::Uuid::from_bytes([7; 16]), "$db": "d" },
         // Its first value is a user, and no collection.
         doc! { "createUser": "a", "$db": "d" },
-        doc! { "commandOfTomorrow": "a", "$db": "d" },
     ] {
         assert_eq!(names(&command), (vec![], vec!["d".to_owned()], false), "{command}");
     }
     for command in [
         doc! { "aggregate": 1, "pipeline": [{ "$changeStream": { "allChangesForCluster": true } }], "$db": "admin" },
+        doc! { "commandOfTomorrow": "a", "$db": "d" },
+        doc! { "aggregate": "a", "pipeline": [{ "$lookup": { "from": "b", "db": "x", "db ": 1 } }, { "$merge": { "on": "x" } }], "$db": "d" },
+        doc! { "find": "x".repeat(256), "$db": "d" },
+        doc! { "aggregate": 1, "pipeline": [{ "$listSampledQueries": {} }], "$db": "admin" },
         doc! { "applyOps": [{ "op": "i", "ns": "d.a", "o": {} }], "$db": "admin" },
         doc! { "bulkWrite": 1, "nsInfo": [{ "ns": 5 }], "$db": "admin" },
         doc! { "bulkWrite": 1, "$db": "admin" },
@@ -82,6 +85,80 @@ fn what_names_no_collection_is_about_a_whole_database_and_what_cannot_be_known_a
     ] {
         assert!(names(&command).2, "{command}");
     }
+}
+
+#[test]
+fn what_is_about_the_server_touches_nobodys_data() {
+    for name in ["buildInfo", "serverStatus", "listDatabases", "startSession", "connectionStatus", "setParameter", "shutdown"] {
+        assert_eq!(names(&doc! { name: 1, "$db": "admin" }), (vec![], vec![], false), "{name}");
+    }
+}
+
+#[test]
+fn whatever_names_a_namespace_in_full_touches_it_from_any_database() {
+    for name in [
+        "renameCollection",
+        "shardCollection",
+        "shardcollection",
+        "moveChunk",
+        "movechunk",
+        "dataSize",
+        "datasize",
+        "split",
+        "analyzeShardKey",
+        "configureQueryAnalyzer",
+        "getShardVersion",
+        "mergeAllChunksOnShard",
+        "reshardCollection",
+    ] {
+        assert_eq!(
+            names(&doc! { name: "shop.secret", "$db": "admin" }),
+            (vec!["shop.secret".to_owned()], vec![], false),
+            "{name}"
+        );
+    }
+    let sampled =
+        doc! { "aggregate": 1, "pipeline": [{ "$listSampledQueries": { "namespace": "shop.secret" } }], "$db": "admin" };
+    assert_eq!(names(&sampled).0, ["shop.secret"]);
+}
+
+/// The same bytes with another one in the place of each `?`.
+fn with_byte(document: &Document, byte: u8) -> Vec<u8> {
+    document.to_vec().unwrap().into_iter().map(|there| if there == b'?' { byte } else { there }).collect()
+}
+
+#[test]
+fn what_cannot_be_read_is_taken_for_the_worst() {
+    // A server does not look at the keys of an array, and text need not be UTF-8 for it.
+    for command in [
+        doc! { "aggregate": "c", "pipeline": { "?": { "$match": {} }, "1": { "$out": "victim" } }, "$db": "d" },
+        doc! { "aggregate": "c", "pipeline": { "0": { "?": {} }, "1": { "$out": "victim" } }, "$db": "d" },
+    ] {
+        // An array is a document of another type.
+        let mut body = with_byte(&command, 0xff);
+        let at = body.windows(9).position(|bytes| bytes == b"pipeline\0").unwrap() - 1;
+        body[at] = 4;
+        let command = Command::read(&body, None).unwrap();
+        assert_eq!(command.access(), Some(Access::Write));
+        assert!(Touched::by(&command, &[]).everything);
+    }
+    let body = with_byte(&doc! { "aggregate": "c", "pipeline": [{ "$lookup": { "?": 1, "from": "secret" } }], "$db": "d" }, 0xff);
+    assert!(Touched::by(&Command::read(&body, None).unwrap(), &[]).everything);
+    let twice = doc! { "aggregate": "c", "pipeline": [{ "$lookup": { "from": "open", "fro?": "secret" } }], "$db": "d" };
+    let body = with_byte(&twice, b'm');
+    assert!(Touched::by(&Command::read(&body, None).unwrap(), &[]).namespaces.contains("d.secret"));
+    let login = with_byte(&doc! { "?": 1, "mechanism": "SCRAM-SHA-256" }, 0xff);
+    assert!(crate::hello::shows_certificate(RawDocument::from_bytes(&login).unwrap()));
+    // No database has such a name.
+    let long = doc! { "find": "c", "$db": "x".repeat(64) }.to_vec().unwrap();
+    assert_eq!(Command::read(&long, None).unwrap_err(), Malformed::Bson);
+}
+
+#[test]
+fn of_very_many_namespaces_not_all_are_remembered() {
+    let stages: Vec<Document> = (0..20_000).map(|number| doc! { "$unionWith": format!("c{number}") }).collect();
+    let touched = touched(&doc! { "aggregate": "a", "pipeline": stages, "$db": "d" }, &[]);
+    assert!(touched.everything && touched.namespaces.len() == 10_000);
 }
 
 #[test]
@@ -134,6 +211,8 @@ fn every_write_is_known_as_one_and_what_is_not_known_is_taken_for_one() {
     assert_eq!(aggregate(doc! { "$out": "x" }), Some(Access::Write));
     assert_eq!(aggregate(doc! { "$merge": { "into": "x" } }), Some(Access::Write));
     assert_eq!(aggregate(doc! { "$project": { "$out": 1 } }), Some(Access::Read));
+    assert_eq!(access(&doc! { "validate": "c", "repair": true, "$db": "d" }), Some(Access::Write));
+    assert_eq!(access(&doc! { "validate": "c", "full": true, "$db": "d" }), Some(Access::Read));
     assert_eq!(access(&doc! { "mapReduce": "c", "out": "x", "$db": "d" }), Some(Access::Write));
     assert_eq!(access(&doc! { "mapReduce": "c", "out": { "inline": 1 }, "$db": "d" }), Some(Access::Read));
 }

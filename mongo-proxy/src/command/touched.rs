@@ -64,15 +64,10 @@ impl Touched {
                     }
                 }
             }
-            Kind::OnDatabase(_) => {
-                match command.name {
-                    "bulkWrite" => return self.bulk_write(command.body, of_bulk_write),
-                    // It names them in many ways.
-                    "applyOps" | "doTxn" => self.everything = true,
-                    _ => {}
-                }
-                self.database(database);
-            }
+            Kind::OnDatabase(_) if command.name == "bulkWrite" => self.bulk_write(command.body, of_bulk_write),
+            Kind::OnDatabase(_) => self.database(database),
+            Kind::OnServer(_) => {}
+            Kind::Unknown => self.everything = true,
         }
     }
 
@@ -132,19 +127,16 @@ impl Touched {
                 };
                 match key {
                     "$lookup" | "$graphLookup" => self.named(value, database, &["from"]),
-                    "$unionWith" => self.named(value, database, &["coll"]),
-                    "$out" => self.named(value, database, &["coll"]),
-                    "$merge" => match value {
-                        RawBsonRef::Document(merge) => match merge.get("into") {
-                            Ok(Some(into)) => self.named(into, database, &["coll"]),
-                            _ => self.everything = true,
-                        },
-                        name => self.named(name, database, &[]),
-                    },
+                    "$unionWith" | "$out" => self.named(value, database, &["coll"]),
+                    "$merge" => self.merge(value, database),
                     "$changeStream" => {
-                        let all = value.as_document().and_then(|stream| stream.get("allChangesForCluster").ok().flatten());
-                        self.everything |= all.is_some_and(|all| all.as_bool() != Some(false));
+                        let all = value.as_document().map(|stream| stream.get("allChangesForCluster"));
+                        self.everything |= !matches!(all, None | Some(Ok(None | Some(RawBsonRef::Boolean(false)))));
                     }
+                    "$listSampledQueries" => match value.as_document().map(|stage| stage.get_str("namespace")) {
+                        Some(Ok(name)) => self.full_name(name),
+                        _ => self.everything = true,
+                    },
                     _ => {}
                 }
                 open.push(value);
@@ -152,37 +144,69 @@ impl Touched {
         }
     }
 
-    /// A collection, by its name alone or by a document that has it in one of these fields, and another database in `db` if it likes.
-    fn named(&mut self, value: RawBsonRef<'_>, database: &str, fields: &[&str]) {
-        match value {
-            RawBsonRef::String(name) => self.collection(database, name),
-            RawBsonRef::Document(document) => {
-                let database = document.get_str("db").unwrap_or(database);
-                for field in fields {
-                    match document.get(field) {
-                        Ok(Some(RawBsonRef::String(name))) => self.collection(database, name),
-                        // As $lookup from another database.
-                        Ok(Some(RawBsonRef::Document(inner))) => match inner.get_str("coll") {
-                            Ok(name) => self.collection(inner.get_str("db").unwrap_or(database), name),
-                            Err(_) => self.everything = true,
-                        },
-                        _ => {}
-                    }
+    fn merge(&mut self, value: RawBsonRef<'_>, database: &str) {
+        let RawBsonRef::Document(merge) = value else { return self.named(value, database, &[]) };
+        let mut is_named = false;
+        for field in merge.iter_elements() {
+            match field.and_then(|field| Ok((field.key().as_str(), field.value()?))) {
+                Ok(("into", into)) => {
+                    is_named = true;
+                    self.named(into, database, &["coll"]);
                 }
+                Ok(_) => {}
+                Err(_) => self.everything = true,
             }
-            _ => {}
+        }
+        self.everything |= !is_named;
+    }
+
+    /// A collection, by its name alone or by a document that has it in one of these fields, and another database in `db` if it likes. What is there
+    /// twice is taken both ways, as a server may take it either way.
+    fn named(&mut self, value: RawBsonRef<'_>, database: &str, fields: &[&str]) {
+        let document = match value {
+            RawBsonRef::String(name) => return self.collection(database, name),
+            RawBsonRef::Document(document) => document,
+            _ => return,
+        };
+        let (mut databases, mut names) = (Vec::new(), Vec::new());
+        for field in document.iter_elements() {
+            match field.and_then(|field| Ok((field.key().as_str(), field.value()?))) {
+                Ok(("db", RawBsonRef::String(name))) => databases.push(name),
+                Ok((key, value)) if fields.contains(&key) => names.push(value),
+                Ok(_) => {}
+                Err(_) => self.everything = true,
+            }
+        }
+        let database = match databases.as_slice() {
+            [] => database,
+            [database] => database,
+            _ => return self.everything = true,
+        };
+        for name in names {
+            match name {
+                RawBsonRef::String(name) => self.collection(database, name),
+                // As $lookup from another database.
+                RawBsonRef::Document(_) => self.named(name, database, &["coll"]),
+                _ => {}
+            }
         }
     }
 
     fn collection(&mut self, database: &str, name: &str) {
-        self.name(format!("{database}.{name}"));
+        self.name(database, name);
         // The same documents, as they are stored.
         if let Some(series) = name.strip_prefix("system.buckets.") {
-            self.name(format!("{database}.{series}"));
+            self.name(database, series);
         }
     }
 
-    fn name(&mut self, name: String) {
+    fn name(&mut self, database: &str, collection: &str) {
+        // There is no longer one, and whoever names so many might as well name all.
+        if database.len() + collection.len() > LONGEST_NAMESPACE || self.namespaces.len() + self.databases.len() >= MOST_NAMES {
+            self.everything = true;
+            return;
+        }
+        let name = format!("{database}.{collection}");
         if self.first.is_empty() {
             self.first.clone_from(&name);
         }
@@ -190,6 +214,10 @@ impl Touched {
     }
 
     fn database(&mut self, name: &str) {
+        if name.len() > LONGEST_NAMESPACE || self.databases.len() >= MOST_NAMES {
+            self.everything = true;
+            return;
+        }
         if self.first.is_empty() {
             name.clone_into(&mut self.first);
         }
@@ -204,25 +232,34 @@ impl Touched {
     }
 }
 
-/// Whether an aggregation or a `mapReduce` writes its result into a collection.
+/// Whether a command that reads in general writes this time: a result into a collection, or what it repairs. What cannot be read is taken for the worst.
 pub(super) fn writes(command: &Command<'_>) -> bool {
-    let mut fields = command.body.iter_elements().flatten();
-    match command.name {
-        // A server takes these at the end of the outermost pipeline, and refuses them elsewhere.
-        "aggregate" => fields.any(|field| {
-            let Ok(RawBsonRef::Array(stages)) = field.value() else { return false };
-            let mut stages = stages.into_iter().flatten().filter_map(RawBsonRef::as_document);
-            field.key().as_str() == "pipeline"
-                && stages
-                    .any(|stage| stage.iter_elements().flatten().any(|stage| matches!(stage.key().as_str(), "$out" | "$merge")))
-        }),
-        "mapReduce" | "mapreduce" => fields.any(|field| {
-            let is_inline = match field.value() {
-                Ok(RawBsonRef::Document(out)) => matches!(out.get("inline"), Ok(Some(_))),
-                _ => false,
-            };
-            field.key().as_str() == "out" && !is_inline
-        }),
-        _ => false,
-    }
+    command.body.iter_elements().any(|field| {
+        let Ok(field) = field else { return true };
+        match (command.name, field.key().as_str(), field.value()) {
+            ("aggregate", "pipeline", Ok(RawBsonRef::Array(stages))) => stages.iter_elements().any(|stage| match stage {
+                Ok(stage) => match stage.value() {
+                    Ok(RawBsonRef::Document(stage)) => has_output(stage),
+                    Ok(_) => false,
+                    Err(_) => true,
+                },
+                Err(_) => true,
+            }),
+            ("mapReduce" | "mapreduce", "out", Ok(RawBsonRef::Document(out))) => !matches!(out.get("inline"), Ok(Some(_))),
+            ("mapReduce" | "mapreduce", "out", _) => true,
+            ("validate", "repair" | "fixMultikey", value) => !matches!(value, Ok(RawBsonRef::Boolean(false))),
+            ("aggregate", "pipeline", Err(_)) => true,
+            _ => false,
+        }
+    })
 }
+
+/// Whether a stage writes. A server takes these at the end of the outermost pipeline, and refuses them elsewhere.
+fn has_output(stage: &RawDocument) -> bool {
+    stage.iter_elements().any(|field| field.map_or(true, |field| matches!(field.key().as_str(), "$out" | "$merge")))
+}
+
+/// Of a database, a dot and a collection.
+const LONGEST_NAMESPACE: usize = 255;
+/// Namespaces of a bulk write may be many.
+const MOST_NAMES: usize = 10_000;

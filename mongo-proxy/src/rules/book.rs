@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Access, Action, ConcurrencyRule, Denial, Key, Match, RateRule, Rule, Rules,
-    limits::{NoSlot, Rates, Slots},
+    limits::{NoSlot, Rates, Slots, Turn},
 };
 use crate::{
     command::{
@@ -27,7 +27,7 @@ use crate::{
 /// Rules in force.
 #[derive(Debug)]
 pub(crate) struct RuleBook {
-    /// How many there were before these.
+    /// 1 for the first, and one more for each after them.
     pub(crate) version: u64,
     pub(crate) rules: Vec<Arc<CheckedRule>>,
     needs_namespaces: bool,
@@ -93,7 +93,21 @@ pub(crate) struct Ruling {
 }
 
 /// What a request holds as long as it is under way.
-pub(crate) type Held = Vec<OwnedSemaphorePermit>;
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) slots: Vec<OwnedSemaphorePermit>,
+    /// Its turns at rates, which are given back if it is not passed on.
+    pub(crate) turns: Vec<Turn>,
+}
+
+impl Held {
+    /// It is passed on.
+    pub(crate) fn passes_on(&mut self) {
+        for turn in self.turns.drain(..) {
+            turn.is_used();
+        }
+    }
+}
 
 /// Why a request is not passed on, and the rule by which.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +117,8 @@ pub(crate) enum Refused {
     Limited(Option<Duration>, String),
     /// The client's own time is over.
     OutOfTime(String),
-    /// The proxy is about to stop.
-    Draining,
+    /// The proxy is about to stop. With the label by which drivers try a write or a transaction again that has not been begun.
+    Draining(Option<&'static str>),
     /// Through a connection of the proxy's own nobody can show a certificate.
     Certificate,
 }
@@ -116,7 +130,7 @@ impl Refused {
             Self::Denied(..) => "denied",
             Self::Limited(..) => "limited",
             Self::OutOfTime(_) => "out_of_time",
-            Self::Draining => "draining",
+            Self::Draining(_) => "draining",
             Self::Certificate => "certificate",
         }
     }
@@ -229,14 +243,18 @@ impl CheckedRule {
     }
 
     /// Counts what it would do.
-    fn observe(&self, facts: &Facts<'_>, now: Duration, held: &mut Held) {
+    fn observe(&self, facts: &Facts<'_>, now: Duration, held: &mut Vec<OwnedSemaphorePermit>) {
         let mut would_hold_up = false;
         for step in &self.steps {
             would_hold_up |= match step {
                 Step::Deny(_) | Step::Delay(_) => true,
-                Step::Rate(rule, rates) => {
-                    !matches!(rates.admit(&facts.key(rule.key), now, rule.wait_at_most), Ok(Duration::ZERO))
-                }
+                Step::Rate(rule, rates) => match rates.admit(&facts.key(rule.key), now, rule.wait_at_most) {
+                    Ok((wait, turn)) => {
+                        turn.is_used();
+                        !wait.is_zero()
+                    }
+                    Err(_) => true,
+                },
                 Step::Slot(rule, slots) => match slots.try_take(&facts.key(rule.key), now) {
                     Some(permit) => {
                         held.push(permit);
@@ -312,37 +330,32 @@ impl Ruling {
     }
 }
 
-/// Waits for a limit of a rule. Nobody is let through after their own time.
+/// Takes a turn at a rate, and says how long that has to be waited for: no longer than a while, nor than what is left of the client's own time.
 pub(crate) fn wait_for_rate(
-    rule: &RateRule,
     rates: &Rates,
     key: &str,
     now: Duration,
-    max_time: Option<Duration>,
+    patience: Duration,
+    left: Option<Duration>,
     name: &str,
-) -> std::result::Result<Duration, Refused> {
-    let patience = rule.wait_at_most.min(max_time.unwrap_or(Duration::MAX));
-    rates.admit(key, now, patience).map_err(|wait| {
-        if wait <= rule.wait_at_most {
-            Refused::OutOfTime(name.to_owned())
-        } else {
-            Refused::Limited(Some(wait), name.to_owned())
-        }
+) -> std::result::Result<(Duration, Turn), Refused> {
+    rates.admit(key, now, patience.min(left.unwrap_or(Duration::MAX))).map_err(|wait| {
+        if wait <= patience { Refused::OutOfTime(name.to_owned()) } else { Refused::Limited(Some(wait), name.to_owned()) }
     })
 }
 
 /// As [`wait_for_rate`], for a place among those under way; and says whether it had to wait.
 pub(crate) async fn wait_for_slot(
-    rule: &ConcurrencyRule,
     slots: &Slots,
     key: &str,
     now: Duration,
-    max_time: Option<Duration>,
+    patience: Duration,
+    left: Option<Duration>,
     name: &str,
 ) -> std::result::Result<(OwnedSemaphorePermit, bool), Refused> {
-    let patience = rule.wait_at_most.min(max_time.unwrap_or(Duration::MAX));
-    slots.take(key, now, patience).await.map_err(|why| {
-        if why == NoSlot::Late && patience < rule.wait_at_most {
+    let least = patience.min(left.unwrap_or(Duration::MAX));
+    slots.take(key, now, least).await.map_err(|why| {
+        if why == NoSlot::Late && least < patience {
             Refused::OutOfTime(name.to_owned())
         } else {
             Refused::Limited(None, name.to_owned())
@@ -412,7 +425,7 @@ impl Matcher {
         let one_of =
             |patterns: &[TextPattern], text: &str| patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text));
         let is_in = |is: bool| is == (command.transaction != Transaction::Outside);
-        let matches = (self.commands.is_empty() || self.commands.iter().any(|name| name == kind::canonical(command.name)))
+        let matches = (self.commands.is_empty() || self.matches_command(command))
             && (self.access.is_none() || self.access == *access)
             && self.in_transaction.is_none_or(is_in)
             && (self.networks.is_empty() || self.networks.iter().any(|network| network.contains(&who.address)))
@@ -421,6 +434,11 @@ impl Matcher {
             return Matched::No;
         }
         self.matches_users(&who.users).min(self.matches_namespaces(touched))
+    }
+
+    fn matches_command(&self, command: &Command<'_>) -> bool {
+        let is_named = |name: &str| self.commands.iter().any(|known| known == kind::canonical(name));
+        is_named(command.name) || command.explained().is_some_and(is_named)
     }
 
     fn matches_users(&self, users: &[String]) -> Matched {

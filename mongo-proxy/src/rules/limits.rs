@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -59,7 +59,7 @@ impl<T> Keyed<T> {
 #[derive(Debug)]
 pub(crate) struct Rates {
     rate: Rate,
-    limits: Keyed<RateLimit>,
+    limits: Keyed<Arc<Mutex<RateLimit>>>,
 }
 
 impl Rates {
@@ -68,15 +68,34 @@ impl Rates {
     }
 
     /// Takes an arrival in, and says how long it has to wait; or how long it would have to, if that is too long.
-    pub(super) fn admit(&self, key: &str, now: Duration, patience: Duration) -> Result<Duration, Duration> {
-        self.limits.with(
-            key,
-            now,
-            || RateLimit::new(self.rate),
-            |limit| limit.is_rested(now),
-            |limit| limit.admit_within(now, patience),
-        )
+    pub(super) fn admit(&self, key: &str, now: Duration, patience: Duration) -> Result<(Duration, Turn), Duration> {
+        let new = || Arc::new(Mutex::new(RateLimit::new(self.rate)));
+        let limit = self.limits.with(key, now, new, |limit| lock(limit).is_rested(now), |limit| Arc::clone(limit));
+        let wait = lock(&limit).admit_within(now, patience)?;
+        Ok((wait, Turn(Some(limit))))
     }
+}
+
+/// A turn at a rate. It is given back unless it was used.
+#[derive(Debug)]
+pub(crate) struct Turn(Option<Arc<Mutex<RateLimit>>>);
+
+impl Turn {
+    pub(crate) fn is_used(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(limit) = &self.0 {
+            lock(limit).give_back();
+        }
+    }
+}
+
+fn lock(limit: &Mutex<RateLimit>) -> MutexGuard<'_, RateLimit> {
+    limit.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// So many at once for each key.
@@ -159,5 +178,5 @@ impl Drop for Place {
 
 pub(super) const MOST_KEYS: usize = 10_000;
 const SWEPT_EVERY: Duration = Duration::from_secs(1);
-/// No address, user, application or namespace has such a name.
+/// No address, user or namespace has such a name.
 const TOO_LATE: &str = "\0";

@@ -64,7 +64,11 @@ fn each_field_of_a_match_holds_or_not() {
     assert!(holds(Match::default().applications(["*"]), &stranger, &find));
     let in_transaction = doc! { "find": "orders", "autocommit": false, "$db": "shop" };
     assert!(holds(Match::default().in_transaction(true), &ada, &in_transaction));
-    // By its other name.
+    // What is to be explained is meant with it, and so it is by its other name.
+    let explain = doc! { "explain": { "aggregate": "orders" }, "$db": "shop" };
+    assert!(holds(Match::default().commands(["aggregate"]), &ada, &explain));
+    assert!(holds(Match::default().commands(["explain"]), &ada, &explain));
+    assert!(!holds(Match::default().commands(["find"]), &ada, &explain));
     let modify = doc! { "findandmodify": "orders", "$db": "shop" };
     assert!(holds(Match::default().commands(["findAndModify"]), &ada, &modify));
 }
@@ -110,6 +114,8 @@ fn what_is_forbidden_cannot_be_had_beside_what_is_allowed() {
         ["slowly", "secrets"]
     );
     assert_eq!(ruled(&doc! { "listCollections": 1, "$db": "other" }), ["secrets"]);
+    // What is about the server is about none of them.
+    assert_eq!(ruled(&doc! { "buildInfo": 1, "$db": "admin" }), ["all else"]);
 }
 
 #[test]
@@ -269,12 +275,24 @@ fn whoever_brings_ever_new_keys_shares_one_limit_in_the_end() {
     let rates = Rates::new(Rate::new(0.001, 1));
     let mut admitted = 0;
     for number in 0..MOST_KEYS + 500 {
-        admitted += usize::from(rates.admit(&number.to_string(), Duration::ZERO, Duration::ZERO).is_ok());
+        if let Ok((_, turn)) = rates.admit(&number.to_string(), Duration::ZERO, Duration::ZERO) {
+            turn.is_used();
+            admitted += 1;
+        }
     }
     assert_eq!(admitted, MOST_KEYS + 1);
     // Once those that were there have rested, there is room again.
     let later = Duration::from_secs(2000);
     assert!(rates.admit("new", later, Duration::ZERO).is_ok() && rates.admit("newer", later, Duration::ZERO).is_ok());
+}
+
+#[test]
+fn a_turn_that_was_not_used_is_anothers() {
+    let rates = Rates::new(Rate::new(0.001, 1));
+    let (now, patience) = (Duration::ZERO, Duration::ZERO);
+    drop(rates.admit("k", now, patience).unwrap());
+    rates.admit("k", now, patience).unwrap().1.is_used();
+    assert!(rates.admit("k", now, patience).is_err());
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,17 +7,17 @@ use tokio::time::sleep;
 
 use super::{Ended, Session, unasked};
 use crate::{
-    command::{Command, Transaction, kind},
+    command::{Command, Leaves, Transaction, kind},
     hello::{self, Hello},
     peer::{Gone, LARGE, SMALL},
-    proxy::Shared,
+    proxy::{Opening, Shared},
     rules::{Access, Held, Refused, RuleBook, Ruling, Step, Who, wait_for_rate, wait_for_slot},
-    wire::{Malformed, rewrite},
+    wire::{Malformed, bson_scan::LONGEST_DOCUMENT, header::LONGEST, rewrite},
 };
 
 /// What is known of a request once its body was read.
 #[derive(Debug)]
-pub(super) struct Judged {
+pub(super) struct Judged<'a> {
     pub(super) access: Option<Access>,
     pub(super) name: String,
     /// `database.collection`, or the database.
@@ -28,7 +28,13 @@ pub(super) struct Judged {
     pub(super) refused: Option<Refused>,
     /// The names of the rules that have something to do with it.
     pub(super) rules: Vec<String>,
+    /// What it may leave behind.
+    pub(super) leaves: Leaves,
+    /// As long as it is there, a proxy that stops waits for what it may leave.
+    _opening: Option<Opening<'a>>,
     ruling: Ruling,
+    /// How it is refused if the proxy stops before it was passed on.
+    if_stopped: Refused,
     /// The name of the client's application, if it says it now.
     application: Option<String>,
     /// What it holds while it is under way.
@@ -42,35 +48,43 @@ pub(super) struct Expects {
     pub(super) hello: bool,
     /// Of one of a client that looks for a load balancer.
     pub(super) load_balanced: bool,
-    /// Whether somebody is logged in by it.
+    /// Whether somebody is logged in or out by it.
     pub(super) login: bool,
 }
 
-/// Judges a request by its body. `database` for what does not say it itself.
-pub(super) fn judge(
-    body: &[u8],
-    database: Option<&str>,
-    of_bulk_write: &[u8],
-    book: &RuleBook,
-    who: &Who,
-    shared: &Shared,
-) -> Result<Judged, Malformed> {
-    let command = Command::read(body, database)?;
-    let access = command.access();
+/// A request as far as it is judged: of a message of so many bytes the body, with the database if it does not say that itself, and what a bulk write says
+/// of its namespaces behind it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evidence<'a> {
+    pub(super) length: usize,
+    pub(super) body: &'a [u8],
+    pub(super) database: Option<&'a str>,
+    pub(super) of_bulk_write: &'a [u8],
+}
+
+/// Judges a request.
+pub(super) fn judge<'s>(evidence: Evidence<'_>, book: &RuleBook, who: &Who, shared: &'s Shared) -> Result<Judged<'s>, Malformed> {
+    let command = Command::read(evidence.body, evidence.database)?;
+    let leaves = command.may_leave();
+    // Before it is looked whether the proxy drains: one of both notices the other.
+    let opening = (leaves != Leaves::Nothing).then(|| shared.opening());
     let mut judged = Judged {
-        access,
-        name: command.name.to_owned(),
+        access: command.access(),
+        name: beginning(command.name).to_owned(),
         namespace: match command.collection() {
-            Some(collection) => format!("{}.{collection}", command.database),
+            Some(collection) => format!("{}.{}", command.database, beginning(collection)),
             None => command.database.to_owned(),
         },
         changed: None,
         expects: Expects::default(),
         refused: None,
         rules: Vec::new(),
+        leaves,
+        _opening: opening,
         ruling: Ruling::default(),
+        if_stopped: draining(&command),
         application: None,
-        held: Held::new(),
+        held: Held::default(),
     };
     if command.is_hello() {
         let hello = Hello::read(&command);
@@ -80,25 +94,45 @@ pub(super) fn judge(
         }
         judged.application = hello.application.map(str::to_owned);
         judged.expects = Expects { hello: true, load_balanced: hello.is_load_balanced, login: hello.logs_in };
-    } else if matches!(command.name, "saslStart" | "saslContinue" | "authenticate") {
+    } else if matches!(command.name, "saslStart" | "saslContinue" | "authenticate" | "logout") {
         judged.expects.login = true;
         if shared.shows_certificate() && hello::shows_certificate(command.body()) {
             judged.refused = Some(Refused::Certificate);
         }
     } else if shared.is_draining() && !command.continues() {
-        judged.refused = Some(Refused::Draining);
+        judged.refused = Some(judged.if_stopped.clone());
     } else if !book.is_empty() {
-        judged.ruling = book.rule(&book.facts(&command, of_bulk_write, who), shared.now());
+        judged.ruling = book.rule(&book.facts(&command, evidence.of_bulk_write, who), shared.now());
         judged.rules = judged.ruling.rules.iter().map(|(rule, _)| rule.rule.name.clone()).collect();
         let (max_time, comment) = judged.ruling.rewriting();
         if max_time.is_some() || comment.is_some() {
-            judged.changed = Some(rewrite::command(command.body(), max_time, comment)?);
+            let changed = rewrite::command(command.body(), max_time, comment)?;
+            let length = evidence.length - evidence.body.len() + changed.as_bytes().len();
+            // A server ends the connection of who sends more, and there are drivers that send exactly as much.
+            if length <= LONGEST && changed.as_bytes().len() <= LONGEST_DOCUMENT {
+                judged.changed = Some(changed);
+            }
         }
     }
-    if command.may_open_cursor() || command.transaction != Transaction::Outside {
-        shared.begins_something();
-    }
     Ok(judged)
+}
+
+/// The refusal of a proxy that stops, as a server's own. A driver tries a write again whose number it could be known by, and a transaction that begins.
+fn draining(command: &Command<'_>) -> Refused {
+    Refused::Draining(match command.transaction {
+        Transaction::Starts => Some("TransientTransactionError"),
+        Transaction::Outside if command.is_numbered => Some("RetryableWriteError"),
+        _ => None,
+    })
+}
+
+/// As much of a name as is kept of it: none that means anything is longer.
+fn beginning(name: &str) -> &str {
+    let mut end = name.len().min(LONGEST_NAME);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
 }
 
 /// Whether the namespaces of this command stand behind its body.
@@ -106,64 +140,88 @@ pub(super) fn is_bulk_write(body: &[u8]) -> bool {
     Command::read(body, None).is_ok_and(|command| command.name == "bulkWrite")
 }
 
+/// What has become of a wait.
+enum Waited<T> {
+    Done(T),
+    /// The proxy has stopped meanwhile.
+    Stopped,
+}
+
 impl Session<'_> {
     /// Notes what a client has said of itself, and does what the rules say: after it the request may be passed on, or is refused.
-    pub(super) async fn settle(&mut self, judged: &mut Judged) -> Result<(), Ended> {
+    pub(super) async fn settle(&mut self, judged: &mut Judged<'_>) -> Result<(), Ended> {
         self.connection.begins(kind::spelling(&judged.name).unwrap_or("another"));
         // What is said later is not taken by the server either.
         if self.who.application.is_none() && judged.application.is_some() {
             self.who.application = judged.application.take();
             self.connection.is_of(&self.who);
         }
-        if judged.refused.is_some() || judged.ruling.is_pass() {
-            judged.held.append(&mut judged.ruling.observed);
+        let mut ruling = std::mem::take(&mut judged.ruling);
+        judged.held.slots.append(&mut ruling.observed);
+        if judged.refused.is_some() || ruling.is_pass() {
             return Ok(());
         }
-        let mut ruling = std::mem::take(&mut judged.ruling);
-        judged.held.append(&mut ruling.observed);
-        judged.refused = self.carry_out(&ruling, &mut judged.held).await?;
+        judged.refused = match self.carry_out(&ruling, &mut judged.held).await? {
+            Waited::Done(refused) => refused,
+            Waited::Stopped => Some(judged.if_stopped.clone()),
+        };
+        if judged.refused.is_none() {
+            judged.held.passes_on();
+        } else {
+            judged.held = Held::default();
+        }
         Ok(())
     }
 
-    async fn carry_out(&mut self, ruling: &Ruling, held: &mut Held) -> Result<Option<Refused>, Ended> {
+    async fn carry_out(&mut self, ruling: &Ruling, held: &mut Held) -> Result<Waited<Option<Refused>>, Ended> {
         // Who is denied has no part in any limit.
         for (rule, _) in &ruling.rules {
             let denial = rule.steps().iter().find_map(|step| if let Step::Deny(denial) = step { Some(*denial) } else { None });
             if let Some(denial) = denial {
                 rule.tally.refused.add_one();
-                return Ok(Some(Refused::Denied(denial, rule.rule.name.clone())));
+                return Ok(Waited::Done(Some(Refused::Denied(denial, rule.rule.name.clone()))));
             }
         }
+        let began = self.shared.now();
         for (rule, keys) in &ruling.rules {
             let name = &rule.rule.name;
             let mut keys = keys.iter().map(String::as_str);
             let mut waited = false;
             for step in rule.steps() {
                 let now = self.shared.now();
+                // What is left of the client's own time.
+                let left = ruling.max_time.map(|time| time.saturating_sub(now - began));
                 let refused = match step {
+                    Step::Delay(time) if left.is_some_and(|left| left < *time) => Some(Refused::OutOfTime(name.clone())),
                     Step::Delay(time) => {
                         waited = true;
-                        self.while_it_waits(sleep(*time)).await?;
+                        let Waited::Done(()) = self.while_it_waits(sleep(*time)).await? else { return Ok(Waited::Stopped) };
                         None
                     }
                     Step::Rate(limit, rates) => {
-                        match wait_for_rate(limit, rates, keys.next().unwrap_or_default(), now, ruling.max_time, name) {
-                            Ok(Duration::ZERO) => None,
-                            Ok(wait) => {
-                                waited = true;
-                                self.while_it_waits(sleep(wait)).await?;
+                        let patience = self.patience(limit.wait_at_most);
+                        match wait_for_rate(rates, keys.next().unwrap_or_default(), now, patience, left, name) {
+                            Ok((wait, turn)) => {
+                                held.turns.push(turn);
+                                if !wait.is_zero() {
+                                    waited = true;
+                                    let Waited::Done(()) = self.while_it_waits(sleep(wait)).await? else {
+                                        return Ok(Waited::Stopped);
+                                    };
+                                }
                                 None
                             }
                             Err(refused) => Some(refused),
                         }
                     }
                     Step::Slot(limit, slots) => {
-                        let key = keys.next().unwrap_or_default();
-                        let slot = self.while_it_waits(wait_for_slot(limit, slots, key, now, ruling.max_time, name)).await?;
+                        let patience = self.patience(limit.wait_at_most);
+                        let slot = wait_for_slot(slots, keys.next().unwrap_or_default(), now, patience, left, name);
+                        let Waited::Done(slot) = self.while_it_waits(slot).await? else { return Ok(Waited::Stopped) };
                         match slot {
                             Ok((slot, had_to_wait)) => {
                                 waited |= had_to_wait;
-                                held.push(slot);
+                                held.slots.push(slot);
                                 None
                             }
                             Err(refused) => Some(refused),
@@ -173,25 +231,31 @@ impl Session<'_> {
                 };
                 if let Some(refused) = refused {
                     rule.tally.refused.add_one();
-                    held.clear();
-                    return Ok(Some(refused));
+                    return Ok(Waited::Done(Some(refused)));
                 }
             }
             if waited {
                 rule.tally.waited.add_one();
             }
         }
-        Ok(None)
+        Ok(Waited::Done(None))
+    }
+
+    /// How long a request may wait: who has memory for a large message does not keep it from others for long.
+    fn patience(&self, wait_at_most: Duration) -> Duration {
+        if self.memory.is_some() { wait_at_most.min(self.shared.settings.message_within / 2) } else { wait_at_most }
     }
 
     /// Waits for something, and looks whether the client is still there.
-    async fn while_it_waits<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Ended> {
+    async fn while_it_waits<T>(&mut self, work: impl Future<Output = T>) -> Result<Waited<T>, Ended> {
         let mut work = pin!(work);
+        let shared = self.shared;
         loop {
             let is_full = self.client.buffered().len() >= LARGE;
             tokio::select! {
                 biased;
-                done = &mut work => return Ok(done),
+                done = &mut work => return Ok(Waited::Done(done)),
+                () = shared.stopping() => return Ok(Waited::Stopped),
                 filled = self.client.fill(SMALL), if !is_full => match filled {
                     Ok(()) => {}
                     Err(Gone::Closed) => return Err(Ended::Closed),
@@ -202,3 +266,6 @@ impl Session<'_> {
         }
     }
 }
+
+/// The longest namespace that there is.
+const LONGEST_NAME: usize = 255;

@@ -7,13 +7,14 @@ mod judge;
 mod reply;
 mod request;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 use mongo_core::clock::Clock as _;
 use tokio::{sync::SemaphorePermit, time::Instant};
 
 use self::request::Asked;
 use crate::{
+    command::Leaves,
     connections::Connection,
     peer::{Gone, Peer, SMALL},
     proxy::Shared,
@@ -36,6 +37,8 @@ pub(crate) enum Ended {
     Client(Gone),
     /// The server's did. The client is told nothing but that: what became of its request nobody knows.
     Server(Gone),
+    /// The server could not be connected to.
+    NoServer(io::Error),
     /// The client sent what is no message.
     Malformed(Malformed),
     /// The server sent what is no reply to what it was asked.
@@ -50,6 +53,7 @@ impl fmt::Display for Ended {
             Self::Closed => f.write_str("closed"),
             Self::Client(gone) => write!(f, "the client's connection: {gone}"),
             Self::Server(gone) => write!(f, "the server's connection: {gone}"),
+            Self::NoServer(error) => write!(f, "the server cannot be connected to: {error}"),
             Self::Malformed(why) => write!(f, "the client sent what is no message: {why}"),
             Self::WrongReply => f.write_str("the server sent what is no reply"),
             Self::Stopped => f.write_str("the proxy is being stopped"),
@@ -101,35 +105,52 @@ impl<'a> Session<'a> {
         let asked = self.pass_on(header).await?;
         self.client.rest();
         self.memory = None;
+        let answered = self.answer(&asked).await;
+        if asked.judged.leaves == Leaves::Transaction && asked.judged.refused.is_none() {
+            self.shared.leaves_something();
+        }
+        self.tell(asked, began, &answered);
+        answered.map(drop)
+    }
+
+    /// Sees to it that a request has its answer, if it awaits one, and says how many bytes that were.
+    async fn answer(&mut self, asked: &Asked<'_>) -> Result<usize, Ended> {
         let is_silent = asked.flags & MORE_TO_COME != 0;
-        let mut reply_bytes = 0;
         match &asked.judged.refused {
             // Who awaits no answer would take it for one to what it asks next.
-            _ if is_silent => {}
+            Some(_) if is_silent => Ok(0),
             Some(refused) => {
-                let reply = refusal::refused(header, refused);
+                let reply = refusal::refused(asked.header, refused);
                 self.client.send(&reply, self.shared.settings.message_within).await.map_err(Ended::Client)?;
+                Ok(0)
+            }
+            None if is_silent => {
+                // The server has logged somebody in, or not, and says nothing of it.
+                if asked.judged.expects.login {
+                    self.identify().await?;
+                }
+                Ok(0)
             }
             None => {
-                reply_bytes = self.relay(&asked).await?;
+                let bytes = self.relay(asked).await?;
                 self.is_known = true;
+                Ok(bytes)
             }
         }
-        self.tell(asked, began, reply_bytes);
-        Ok(())
     }
 
     /// Counts a request that is over, and logs it if that is wanted.
-    fn tell(&mut self, asked: Asked, began: Instant, reply_bytes: usize) {
+    fn tell(&mut self, asked: Asked<'_>, began: Instant, answered: &Result<usize, Ended>) {
         self.connection.rests();
         let judged = asked.judged;
         self.shared.instruments.request(judged.access, judged.refused.as_ref(), began.elapsed());
-        if judged.access.is_none() || !self.shared.requests.wants(began.elapsed(), judged.refused.is_some()) {
+        let is_work = judged.access.is_some() || judged.refused.is_some();
+        if !is_work || !self.shared.requests.wants(began.elapsed(), judged.refused.is_some() || answered.is_err()) {
             return;
         }
         self.shared.requests.log(LoggedRequest {
             at: self.shared.clock.wall(),
-            connection: self.connection.id,
+            connection: Some(self.connection.id),
             client: Some(self.connection.client),
             application: self.who.application.clone(),
             users: self.who.users.clone(),
@@ -137,7 +158,8 @@ impl<'a> Session<'a> {
             namespace: judged.namespace,
             took: began.elapsed(),
             request_bytes: asked.header.length,
-            reply_bytes,
+            reply_bytes: *answered.as_ref().unwrap_or(&0),
+            failed: answered.as_ref().err().map(ToString::to_string),
             refused: judged.refused.map(|refused| refused.as_str()),
             rules: judged.rules,
         });

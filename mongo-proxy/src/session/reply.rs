@@ -9,6 +9,7 @@ use bson::{RawDocument, RawDocumentBuf, rawdoc};
 
 use super::{Ended, INFLATED_HERE, Session, blocking, judge::Expects, request::Asked};
 use crate::{
+    command::Leaves,
     hello,
     peer::{Gone, LARGE, SMALL},
     wire::{
@@ -21,7 +22,7 @@ use crate::{
 
 impl Session<'_> {
     /// Passes the reply on, and those that follow it; and says how many bytes that were.
-    pub(super) async fn relay(&mut self, asked: &Asked) -> Result<usize, Ended> {
+    pub(super) async fn relay(&mut self, asked: &Asked<'_>) -> Result<usize, Ended> {
         let expects = asked.judged.expects;
         let changes = expects.login || expects.load_balanced || (expects.hello && self.shared.members().is_some());
         let mut answers = asked.header.request_id;
@@ -37,14 +38,21 @@ impl Session<'_> {
                 _ if changes => self.pass_back_changed(reply, expects).await? & MORE_TO_COME != 0,
                 Opcode::Message => {
                     let more_follow = self.flags_of(reply).await? & MORE_TO_COME != 0;
+                    if asked.judged.leaves == Leaves::Cursor && self.leaves_cursor(reply) {
+                        self.shared.leaves_something();
+                    }
                     self.pass_back(reply).await?;
                     more_follow
                 }
                 // Only who has said so may be sent more than one.
                 Opcode::Compressed if asked.flags & EXHAUST_ALLOWED != 0 => {
+                    self.shared.leaves_something();
                     self.pass_back_inflated(reply).await? & MORE_TO_COME != 0
                 }
                 Opcode::Compressed | Opcode::Reply => {
+                    if asked.judged.leaves == Leaves::Cursor {
+                        self.shared.leaves_something();
+                    }
                     self.pass_back(reply).await?;
                     false
                 }
@@ -53,6 +61,18 @@ impl Session<'_> {
                 return Ok(bytes);
             }
             answers = reply.request_id;
+        }
+    }
+
+    /// Whether a cursor is there after this reply, of which the beginning was read. One that is not there as a whole may leave one.
+    fn leaves_cursor(&self, reply: Header) -> bool {
+        let body = self.server.buffered().get(..reply.length).and_then(|message| message.get(HEADER + 5..));
+        let length = body.and_then(|body| bson_scan::length_of(body).ok().flatten());
+        let answer = body.zip(length).and_then(|(body, length)| RawDocument::from_bytes(body.get(..length)?).ok());
+        match answer.map(|answer| answer.get("cursor")) {
+            Some(Ok(None)) => false,
+            Some(Ok(Some(cursor))) => cursor.as_document().and_then(|cursor| cursor.get_i64("id").ok()) != Some(0),
+            _ => true,
         }
     }
 
@@ -71,14 +91,14 @@ impl Session<'_> {
         } else {
             self.send_to_client(&message).await?;
         }
-        if is_logged_in {
+        if is_logged_in && flags & MORE_TO_COME == 0 {
             self.identify().await?;
         }
         Ok(flags)
     }
 
     /// Asks the server who is logged in now: it alone knows, whatever the way was. Nothing of what a client logs in with is looked at here.
-    async fn identify(&mut self) -> Result<(), Ended> {
+    pub(super) async fn identify(&mut self) -> Result<(), Ended> {
         let mut answer = self.ask(&rawdoc! { "connectionStatus": 1, "$db": "admin" }).await?;
         // A server that wants to be told the version of its interface (requireApiVersion).
         if matches!(answer.get("code"), Ok(Some(code)) if code.as_i32() == Some(322)) {

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     Ended, INFLATED_HERE, LONGEST_FIRST, Session, blocking,
-    judge::{Judged, is_bulk_write, judge},
+    judge::{Evidence, Judged, is_bulk_write, judge},
 };
 use crate::{
     command::touched::NAMESPACES_OF_BULK_WRITE,
@@ -23,16 +23,16 @@ use crate::{
 
 /// What a request is, as far as its reply is concerned.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct Asked<'a> {
     pub(super) header: Header,
     /// Of an OP_MSG.
     pub(super) flags: u32,
-    pub(super) judged: Judged,
+    pub(super) judged: Judged<'a>,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
     /// Checks a request and passes it on.
-    pub(super) async fn pass_on(&mut self, header: Header) -> Result<Asked, Ended> {
+    pub(super) async fn pass_on(&mut self, header: Header) -> Result<Asked<'a>, Ended> {
         self.is_silent = false;
         let passed = match header.opcode {
             Opcode::Message => self.pass_on_message(header).await,
@@ -51,13 +51,15 @@ impl Session<'_> {
     }
 
     /// As it comes, document by document.
-    async fn pass_on_message(&mut self, header: Header) -> Result<Asked, Ended> {
+    async fn pass_on_message(&mut self, header: Header) -> Result<Asked<'a>, Ended> {
         let mut began = Instant::now();
         let book = self.shared.rules();
         let mut scan = Scan::new(header);
         // Of what is buffered, and of the message.
         let (mut checked, mut sent) = (HEADER, 0);
-        let mut judged: Option<Judged> = None;
+        let mut judged: Option<Judged<'a>> = None;
+        // Once its body is there.
+        let mut is_bulk: Option<bool> = None;
         let mut changed = Changed::default();
         loop {
             let there = self.client.buffered().len().min(header.length - sent);
@@ -69,11 +71,14 @@ impl Session<'_> {
             {
                 // Nothing was sent yet, so that places in the message are places in the buffer.
                 let message = &self.client.buffered()[..checked];
-                let must_wait = book.needs_namespaces() && !scan.is_complete() && is_bulk_write(&message[body.clone()]);
+                let is_bulk = *is_bulk.get_or_insert_with(|| book.needs_namespaces() && is_bulk_write(&message[body.clone()]));
+                let must_wait = is_bulk && !scan.is_complete();
                 if !must_wait {
                     let of_bulk_write =
                         scan.sequence(NAMESPACES_OF_BULK_WRITE).and_then(|sequence| message.get(sequence)).unwrap_or_default();
-                    let found = judge(&message[body.clone()], None, of_bulk_write, &book, &self.who, self.shared);
+                    let evidence =
+                        Evidence { length: header.length, body: &message[body.clone()], database: None, of_bulk_write };
+                    let found = judge(evidence, &book, &self.who, self.shared);
                     let mut found = found.map_err(Ended::Malformed)?;
                     if let Some(document) = found.changed.take() {
                         changed = Changed::new(message, header, body, &document);
@@ -144,7 +149,7 @@ impl Session<'_> {
     }
 
     /// As a whole, as it came, after having looked into it.
-    async fn pass_on_compressed(&mut self, header: Header) -> Result<Asked, Ended> {
+    async fn pass_on_compressed(&mut self, header: Header) -> Result<Asked<'a>, Ended> {
         let began = Instant::now();
         let book = self.shared.rules();
         self.at_least(header.length.min(HEADER + compression::PREFIX), began).await?;
@@ -169,7 +174,8 @@ impl Session<'_> {
         self.is_silent = scan.flags() & MORE_TO_COME != 0;
         let of_bulk_write =
             scan.sequence(NAMESPACES_OF_BULK_WRITE).and_then(|sequence| inflated.get(sequence)).unwrap_or_default();
-        let judged = judge(&inflated[body.clone()], None, of_bulk_write, &book, &self.who, self.shared);
+        let evidence = Evidence { length: inner.length, body: &inflated[body.clone()], database: None, of_bulk_write };
+        let judged = judge(evidence, &book, &self.who, self.shared);
         let mut judged = judged.map_err(Ended::Malformed)?;
         let pieces = match judged.changed.take() {
             // Each side may leave a message as it is, whatever was agreed on.
@@ -192,14 +198,16 @@ impl Session<'_> {
         Ok(Asked { header, flags: scan.flags(), judged })
     }
 
-    async fn pass_on_query(&mut self, header: Header) -> Result<Asked, Ended> {
+    async fn pass_on_query(&mut self, header: Header) -> Result<Asked<'a>, Ended> {
         if header.length > LONGEST_FIRST {
             return Err(Ended::Malformed(Malformed::Length));
         }
         self.at_least(header.length, Instant::now()).await?;
         let message = self.client.take(header.length);
         let body = query::check(&message).map_err(Ended::Malformed)?;
-        let judged = judge(&message[body.clone()], Some("admin"), &[], &self.shared.rules(), &self.who, self.shared);
+        let evidence =
+            Evidence { length: header.length, body: &message[body.clone()], database: Some("admin"), of_bulk_write: &[] };
+        let judged = judge(evidence, &self.shared.rules(), &self.who, self.shared);
         let mut judged = judged.map_err(Ended::Malformed)?;
         if !judged.expects.hello {
             return Err(Ended::Malformed(Malformed::Opcode));

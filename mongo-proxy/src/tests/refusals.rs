@@ -34,9 +34,13 @@ fn why(answer: &Document) -> (i32, &str) {
 
 /// A request comes to the server, is answered, and the answer comes back.
 async fn served(client: &mut TcpStream, server: &mut TcpStream, request: &[u8]) -> Vec<u8> {
+    answered(client, server, request, &doc! { "ok": 1 }).await
+}
+
+async fn answered(client: &mut TcpStream, server: &mut TcpStream, request: &[u8], answer: &Document) -> Vec<u8> {
     client.write_all(request).await.unwrap();
     let (header, seen) = soon(whole_message(server)).await;
-    server.write_all(&message(1000, header.request_id, 0, &doc! { "ok": 1 })).await.unwrap();
+    server.write_all(&message(1000, header.request_id, 0, answer)).await.unwrap();
     assert_eq!(soon(whole_message(client)).await.0.response_to, header.request_id);
     seen
 }
@@ -343,32 +347,182 @@ async fn a_proxy_that_drains_lets_what_was_begun_go_on_and_nothing_new() {
 }
 
 #[tokio::test]
+async fn who_is_refused_by_a_proxy_that_drains_may_try_again_what_was_not_begun() {
+    let stage = stage(|_| {}).await;
+    let (mut client, mut server) = stage.connect().await;
+    served(&mut client, &mut server, &ping(1)).await;
+    stage.handle.drain();
+    let cases = [
+        (doc! { "insert": "o", "txnNumber": 1_i64, "$db": "d" }, Some("RetryableWriteError")),
+        (
+            doc! { "insert": "o", "txnNumber": 1_i64, "startTransaction": true, "autocommit": false, "$db": "d" },
+            Some("TransientTransactionError"),
+        ),
+        (doc! { "insert": "o", "$db": "d" }, None),
+    ];
+    for (number, (command, label)) in (2..).zip(cases) {
+        client.write_all(&message(number, 0, 0, &command)).await.unwrap();
+        let answer = refused(&mut client, number).await;
+        let labels = answer.get_array("errorLabels").ok().map(|labels| labels[0].as_str().unwrap());
+        assert_eq!((why(&answer).0, labels), (91, label), "{command}");
+    }
+}
+
+/// The answer to a find that leaves a cursor, or none.
+fn batch(id: i64) -> Document {
+    doc! { "cursor": { "firstBatch": [{ "_id": 1 }], "id": id, "ns": "shop.orders" }, "ok": 1 }
+}
+
+fn more(request_id: i32) -> Vec<u8> {
+    message(request_id, 0, 0, &doc! { "getMore": 7_i64, "collection": "orders", "$db": "shop" })
+}
+
+#[tokio::test]
 async fn a_proxy_that_stops_keeps_a_cursor_that_is_younger_than_the_time_for_draining() {
     let stage = stage(|settings| settings.drain_within = Duration::from_secs(4)).await;
     let (mut client, mut server) = stage.connect().await;
-    served(&mut client, &mut server, &find(1)).await;
+    // One that is answered only when it stops already.
+    client.write_all(&find(1)).await.unwrap();
+    soon(whole_message(&mut server)).await;
     stage.cancel.cancel();
+    let (mut other, mut other_server) = stage.connect().await;
+    served(&mut other, &mut other_server, &ping(1)).await;
+    server.write_all(&message(9, 1, 0, &batch(7))).await.unwrap();
+    soon(whole_message(&mut client)).await;
     for number in 2..6 {
-        let more = message(number, 0, 0, &doc! { "getMore": 7_i64, "collection": "orders", "$db": "shop" });
-        served(&mut client, &mut server, &more).await;
+        answered(&mut client, &mut server, &more(number), &batch(7)).await;
     }
     // Also on another connection, as drivers drop those of a server that is about to stop.
-    let (mut other, mut other_server) = stage.connect().await;
-    let more = message(1, 0, 0, &doc! { "getMore": 7_i64, "collection": "orders", "$db": "shop" });
-    served(&mut other, &mut other_server, &more).await;
+    answered(&mut other, &mut other_server, &more(2), &batch(7)).await;
     client.write_all(&find(6)).await.unwrap();
     assert_eq!(why(&refused(&mut client, 6).await).0, 91);
     // It ends by itself.
     assert!(soon(rest(&mut client)).await.is_empty());
     soon(stage.running).await.unwrap().unwrap();
     assert!(TcpStream::connect(stage.proxy).await.is_err());
-    // And soon if nobody is left.
-    let stage = super::stage(|settings| settings.drain_within = Duration::from_secs(3600)).await;
-    let (mut client, mut server) = stage.connect().await;
-    served(&mut client, &mut server, &find(1)).await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_stops_waits_for_nothing_if_there_is_no_cursor_or_nobody_is_left() {
+    for (cursor, leaves) in [(0, false), (7, true)] {
+        let stage = stage(|settings| settings.drain_within = Duration::from_secs(3600)).await;
+        let (mut client, mut server) = stage.connect().await;
+        answered(&mut client, &mut server, &find(1), &batch(cursor)).await;
+        // The next is served when it is known what the last has left.
+        served(&mut client, &mut server, &ping(2)).await;
+        stage.cancel.cancel();
+        if leaves {
+            drop(client);
+        } else {
+            assert!(soon(rest(&mut client)).await.is_empty());
+        }
+        soon(stage.running).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_rule_when_the_proxy_stops_is_told_so() {
+    let limit = ConcurrencyRule::new(1).waiting(Duration::from_secs(3600));
+    let stage = stage(rules([Rule::new("one", [Action::LimitConcurrency(limit)])])).await;
+    let (mut first, mut first_server) = stage.connect().await;
+    let (mut second, _second_server) = stage.connect().await;
+    first.write_all(&message(1, 0, 0, &doc! { "count": "c", "$db": "d" })).await.unwrap();
+    soon(whole_message(&mut first_server)).await;
+    second.write_all(&message(1, 0, 0, &doc! { "count": "c", "$db": "d" })).await.unwrap();
+    let under_way = async {
+        while stage.handle.rules().rules[0].matched < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(under_way).await;
     stage.cancel.cancel();
-    drop(client);
+    assert_eq!(why(&refused(&mut second, 1).await).0, 91);
+    first_server.write_all(&message(9, 1, 0, &doc! { "ok": 1 })).await.unwrap();
+    soon(whole_message(&mut first)).await;
     soon(stage.running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn nobody_is_let_through_after_a_delay_that_is_longer_than_the_own_time() {
+    let stage = stage(rules([Rule::new("slow", [Action::Delay(Duration::from_millis(200))])])).await;
+    let (mut client, mut server) = stage.connect().await;
+    client.write_all(&message(1, 0, 0, &doc! { "find": "c", "maxTimeMS": 100, "$db": "d" })).await.unwrap();
+    assert_eq!(why(&refused(&mut client, 1).await).0, 50);
+    served(&mut client, &mut server, &message(2, 0, 0, &doc! { "find": "c", "maxTimeMS": 60_000, "$db": "d" })).await;
+}
+
+#[tokio::test]
+async fn a_login_that_awaits_no_answer_is_one_all_the_same() {
+    let stage = stage(|_| {}).await;
+    let (mut client, mut server) = stage.connect().await;
+    served(&mut client, &mut server, &ping(1)).await;
+    for (command, users) in [("saslContinue", vec!["admin.ada"]), ("logout", vec![])] {
+        client.write_all(&message(2, 0, MORE_TO_COME, &doc! { command: 1, "$db": "admin" })).await.unwrap();
+        assert_eq!(soon(whole_message(&mut server)).await.0.request_id, 2);
+        let (header, _) = soon(whole_message(&mut server)).await;
+        let named: Vec<Document> = users.iter().map(|_| doc! { "user": "ada", "db": "admin" }).collect();
+        server
+            .write_all(&message(9, header.request_id, 0, &doc! { "authInfo": { "authenticatedUsers": named }, "ok": 1 }))
+            .await
+            .unwrap();
+        served(&mut client, &mut server, &ping(3)).await;
+        assert_eq!(stage.handle.connections()[0].users, users);
+    }
+}
+
+#[tokio::test]
+async fn what_would_be_too_long_with_a_comment_is_passed_on_as_it_is() {
+    let stage = stage(rules([Rule::new("tags", [Action::Tag("x".repeat(1000))])])).await;
+    let (mut client, mut server) = stage.connect().await;
+    served(&mut client, &mut server, &ping(1)).await;
+    let empty = with_sequence(2, 0, &doc! { "insert": "c", "$db": "d" }, "documents", &[]).len();
+    let document = |length: usize| doc! { "t": "x".repeat(length - doc! { "t": "" }.to_vec().unwrap().len()) };
+    // As long as can be, to the byte.
+    let (mut documents, mut left) = (Vec::new(), 48_000_000 - empty);
+    while left > 0 {
+        let length = if left < 20_000_000 { left } else { 10_000_000 }.min(16_000_000);
+        documents.push(document(length));
+        left -= length;
+    }
+    let insert = with_sequence(2, 0, &doc! { "insert": "c", "$db": "d" }, "documents", &documents);
+    assert_eq!(insert.len(), 48_000_000);
+    let (sent, (_, seen)) = tokio::join!(client.write_all(&insert), soon(whole_message(&mut server)));
+    sent.unwrap();
+    assert!(seen == insert);
+}
+
+#[tokio::test]
+async fn a_request_whose_connection_fails_is_logged() {
+    let stage = stage(|_| {}).await;
+    let (mut client, mut server) = stage.connect().await;
+    client.write_all(&find(1)).await.unwrap();
+    soon(whole_message(&mut server)).await;
+    drop(server);
+    assert!(soon(rest(&mut client)).await.is_empty());
+    let logged = stage.handle.requests().remove(0);
+    assert_eq!((logged.command.as_str(), logged.refused), ("find", None));
+    assert!(logged.failed.is_some());
+}
+
+#[tokio::test]
+async fn names_that_nobody_has_are_not_kept() {
+    let stage = stage(rules([Rule::new("no", [Action::Deny(Denial::ReadOnly)])])).await;
+    let (mut client, mut server) = stage.connect().await;
+    let hello = doc! { "hello": 1, "client": { "application": { "name": "x".repeat(10_000) } }, "$db": "admin" };
+    served(&mut client, &mut server, &message(1, 0, 0, &hello)).await;
+    client.write_all(&message(2, 0, 0, &doc! { "find": "ä".repeat(100_000), "$db": "d" })).await.unwrap();
+    refused(&mut client, 2).await;
+    client.write_all(&message(3, 0, 0, &doc! { "x".repeat(100_000): 1, "$db": "d" })).await.unwrap();
+    refused(&mut client, 3).await;
+    assert_eq!(stage.handle.connections()[0].application, None);
+    for logged in stage.handle.requests() {
+        assert!(
+            logged.command.len() <= 255 && logged.namespace.len() <= 320,
+            "{} {}",
+            logged.command.len(),
+            logged.namespace.len()
+        );
+    }
 }
 
 #[tokio::test]

@@ -124,6 +124,23 @@ async fn what_is_no_replica_set_is_told_so_and_so_is_who_cannot_be_asked() {
     asked.write_all(&message(2, 1, 0, &doc! { "isWritablePrimary": true, "ok": 1 })).await.unwrap();
     let error = soon(binding).await.unwrap().unwrap_err();
     assert!(error.to_string().contains("no member of a replica set"), "{error}");
+    // Settings that cannot be meant.
+    for (what, change) in [
+        (
+            "advertise",
+            Box::new(|settings: &mut ProxySettings| settings.advertise = Some("proxy:27018".to_owned()))
+                as Box<dyn Fn(&mut ProxySettings)>,
+        ),
+        ("upstream", Box::new(|settings| settings.upstream = "mongodb://127.0.0.1:27017".to_owned())),
+        ("upstream", Box::new(|settings| settings.upstream = "127.0.0.1".to_owned())),
+        ("times", Box::new(|settings| settings.drain_within = Duration::MAX)),
+        ("max_connections", Box::new(|settings| settings.max_connections = 0)),
+    ] {
+        let mut settings = settings.clone();
+        change(&mut settings);
+        let error = Proxy::bind("127.0.0.1:0", settings).await.unwrap_err();
+        assert!(error.kind() == mongo_core::ErrorKind::InvalidInput && error.to_string().contains(what), "{error}");
+    }
     // Nor can clients be sent to every address that there is.
     let error = Proxy::bind("0.0.0.0:0", settings.clone()).await.unwrap_err();
     assert!(error.to_string().contains("advertise"), "{error}");

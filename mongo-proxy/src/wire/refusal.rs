@@ -44,7 +44,13 @@ pub(crate) fn refused(request: Header, why: &Refused) -> Vec<u8> {
         Refused::OutOfTime(rule) => error(50, "MaxTimeMSExpired", &by(rule, "operation exceeded time limit while it waited")),
         // Of all refusals this is the one by which a driver is to look for another server, and to drop its connections. Without a topologyVersion, so
         // that it takes it for news whatever it knows: that of the server would be the one it has already.
-        Refused::Draining => error(91, "ShutdownInProgress", "the proxy is about to stop"),
+        Refused::Draining(label) => {
+            let mut document = error(91, "ShutdownInProgress", "the proxy is about to stop");
+            if let Some(label) = label {
+                document.append(bson::cstr!("errorLabels"), [*label].into_iter().collect::<RawArrayBuf>());
+            }
+            document
+        }
         Refused::Certificate => error(
             18,
             "AuthenticationFailed",
