@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -13,7 +13,7 @@ use std::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::rules::Who;
+use crate::{command::kind, rules::Who};
 
 /// One client's connection.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -34,7 +34,7 @@ pub struct ConnectionStatus {
     pub open: Duration,
     /// Requests that have come on it.
     pub requests: u64,
-    /// The command that is under way.
+    /// The command that is under way; `another` for one that is not known.
     pub command: Option<&'static str>,
 }
 
@@ -46,46 +46,48 @@ pub(crate) struct Connection {
     upstream: String,
     opened: Instant,
     requests: AtomicU64,
-    changing: Mutex<Changing>,
+    /// The place of the command that is under way among those that are known.
+    command: AtomicUsize,
+    of: Mutex<Of>,
 }
 
+/// Who it is.
 #[derive(Debug, Default)]
-struct Changing {
+struct Of {
     application: Option<String>,
     users: Vec<String>,
-    command: Option<&'static str>,
 }
 
 impl Connection {
     /// Notes who it is.
     pub(crate) fn is_of(&self, who: &Who) {
-        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        changing.application.clone_from(&who.application);
-        changing.users.clone_from(&who.users);
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        of.application.clone_from(&who.application);
+        of.users.clone_from(&who.users);
     }
 
     /// Notes that a request has come.
-    pub(crate) fn begins(&self, command: &'static str) {
+    pub(crate) fn begins(&self, command: &str) {
         self.requests.fetch_add(1, Relaxed);
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner).command = Some(command);
+        self.command.store(kind::number(command), Relaxed);
     }
 
     /// Notes that nothing is under way.
     pub(crate) fn rests(&self) {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner).command = None;
+        self.command.store(kind::NOTHING, Relaxed);
     }
 
     fn status(&self) -> ConnectionStatus {
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         ConnectionStatus {
             id: self.id,
             client: self.client,
             upstream: self.upstream.clone(),
-            application: changing.application.clone(),
-            users: changing.users.clone(),
+            application: of.application.clone(),
+            users: of.users.clone(),
             open: self.opened.elapsed(),
             requests: self.requests.load(Relaxed),
-            command: changing.command,
+            command: kind::name(self.command.load(Relaxed)),
         }
     }
 }
@@ -110,7 +112,8 @@ impl Connections {
             upstream: upstream.to_owned(),
             opened: Instant::now(),
             requests: AtomicU64::new(0),
-            changing: Mutex::default(),
+            command: AtomicUsize::new(kind::NOTHING),
+            of: Mutex::default(),
         });
         open.insert(connection.id, Arc::clone(&connection));
         Some(connection)

@@ -99,7 +99,7 @@ async fn what_is_denied_the_driver_does_not_try_again_and_keeps_its_connections(
         // Nor is anything left of it on the server.
         let names = server.client().await.unwrap().database("shop").list_collection_names().await.unwrap();
         assert_eq!(names, ["orders"]);
-        assert_eq!(guarded.handle.connections().iter().map(|connection| connection.requests).sum::<u64>() > 0, true);
+        assert!(guarded.handle.connections().iter().any(|connection| connection.requests > 0));
     }
 }
 

@@ -39,18 +39,42 @@ pub(crate) enum Kind {
 impl Kind {
     /// What this command is about.
     pub(crate) fn of(name: &str) -> Self {
-        KINDS.get(name).copied().unwrap_or(Self::Unknown)
+        KINDS.get(name).map_or(Self::Unknown, |(kind, _)| *kind)
     }
 }
 
-static KINDS: LazyLock<HashMap<&str, Kind>> =
-    LazyLock::new(|| COMMANDS.iter().flat_map(|(kind, names)| names.iter().map(|name| (*name, *kind))).collect());
+/// What each is about, and its number.
+static KINDS: LazyLock<HashMap<&str, (Kind, usize)>> = LazyLock::new(|| {
+    let all = COMMANDS.iter().flat_map(|(kind, names)| names.iter().map(|name| (*name, *kind)));
+    all.enumerate().map(|(number, (name, kind))| (name, (kind, number))).collect()
+});
+
+fn names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().flat_map(|(_, names)| names.iter().copied())
+}
 
 /// How a server writes the name of a command that it knows by these letters.
 pub(crate) fn spelling(name: &str) -> Option<&'static str> {
-    let mut known = COMMANDS.iter().flat_map(|(_, names)| names.iter().copied());
-    KINDS.get_key_value(name).map(|(name, _)| *name).or_else(|| known.find(|known| known.eq_ignore_ascii_case(name)))
+    names().find(|known| *known == name).or_else(|| names().find(|known| known.eq_ignore_ascii_case(name)))
 }
+
+/// A number by which [`name`] knows the command again.
+pub(crate) fn number(name: &str) -> usize {
+    KINDS.get(name).map_or(ANOTHER, |(_, number)| *number)
+}
+
+/// The command of this number.
+pub(crate) fn name(number: usize) -> Option<&'static str> {
+    match number {
+        NOTHING => None,
+        number => Some(names().nth(number).unwrap_or("another")),
+    }
+}
+
+/// The number of no command at all.
+pub(crate) const NOTHING: usize = usize::MAX;
+/// That of a command that is not known.
+const ANOTHER: usize = usize::MAX - 1;
 
 /// The old name is taken in any case that drivers have ever sent it in.
 pub(crate) fn is_hello(name: &str) -> bool {

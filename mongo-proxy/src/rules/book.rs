@@ -104,7 +104,7 @@ impl Held {
     /// It is passed on.
     pub(crate) fn passes_on(&mut self) {
         for turn in self.turns.drain(..) {
-            turn.is_used();
+            turn.used();
         }
     }
 }
@@ -250,7 +250,7 @@ impl CheckedRule {
                 Step::Deny(_) | Step::Delay(_) => true,
                 Step::Rate(rule, rates) => match rates.admit(&facts.key(rule.key), now, rule.wait_at_most) {
                     Ok((wait, turn)) => {
-                        turn.is_used();
+                        turn.used();
                         !wait.is_zero()
                     }
                     Err(_) => true,

@@ -81,7 +81,7 @@ impl Rates {
 pub(crate) struct Turn(Option<Arc<Mutex<RateLimit>>>);
 
 impl Turn {
-    pub(crate) fn is_used(mut self) {
+    pub(crate) fn used(mut self) {
         self.0 = None;
     }
 }

@@ -276,7 +276,7 @@ fn whoever_brings_ever_new_keys_shares_one_limit_in_the_end() {
     let mut admitted = 0;
     for number in 0..MOST_KEYS + 500 {
         if let Ok((_, turn)) = rates.admit(&number.to_string(), Duration::ZERO, Duration::ZERO) {
-            turn.is_used();
+            turn.used();
             admitted += 1;
         }
     }
@@ -291,7 +291,7 @@ fn a_turn_that_was_not_used_is_anothers() {
     let rates = Rates::new(Rate::new(0.001, 1));
     let (now, patience) = (Duration::ZERO, Duration::ZERO);
     drop(rates.admit("k", now, patience).unwrap());
-    rates.admit("k", now, patience).unwrap().1.is_used();
+    rates.admit("k", now, patience).unwrap().1.used();
     assert!(rates.admit("k", now, patience).is_err());
 }
 

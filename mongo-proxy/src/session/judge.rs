@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{Ended, Session, unasked};
 use crate::{
-    command::{Command, Leaves, Transaction, kind},
+    command::{Command, Leaves, Transaction},
     hello::{self, Hello},
     peer::{Gone, LARGE, SMALL},
     proxy::{Opening, Shared},
@@ -150,7 +150,7 @@ enum Waited<T> {
 impl Session<'_> {
     /// Notes what a client has said of itself, and does what the rules say: after it the request may be passed on, or is refused.
     pub(super) async fn settle(&mut self, judged: &mut Judged<'_>) -> Result<(), Ended> {
-        self.connection.begins(kind::spelling(&judged.name).unwrap_or("another"));
+        self.connection.begins(&judged.name);
         // What is said later is not taken by the server either.
         if self.who.application.is_none() && judged.application.is_some() {
             self.who.application = judged.application.take();

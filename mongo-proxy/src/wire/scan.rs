@@ -30,6 +30,7 @@ static CRC_32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&crc::CRC_32_IS
 
 /// Checks one message, piece by piece.
 pub(crate) struct Scan {
+    header: Header,
     length: usize,
     /// Bytes of the message, its header included, that were checked.
     at: usize,
@@ -58,18 +59,15 @@ enum State {
 
 impl Scan {
     pub(crate) fn new(header: Header) -> Self {
-        let mut bytes = Vec::with_capacity(HEADER);
-        header.write(&mut bytes);
-        let mut digest = CRC_32C.digest();
-        digest.update(&bytes);
         Self {
+            header,
             length: header.length,
             at: HEADER,
             state: State::Flags,
             flags: 0,
             body: None,
             sequences: Vec::new(),
-            digest: Some(digest),
+            digest: None,
         }
     }
 
@@ -140,8 +138,13 @@ impl Scan {
                     return Err(Malformed::Flags);
                 }
                 self.flags = flags;
-                if flags & CHECKSUM_PRESENT == 0 {
-                    self.digest = None;
+                if flags & CHECKSUM_PRESENT != 0 {
+                    // Of the header, and of the flags when they are taken.
+                    let mut bytes = Vec::with_capacity(HEADER);
+                    self.header.write(&mut bytes);
+                    let mut digest = CRC_32C.digest();
+                    digest.update(&bytes);
+                    self.digest = Some(digest);
                 }
                 if self.length < HEADER + 4 + CHECKSUM {
                     return Err(Malformed::Bounds);
