@@ -36,12 +36,17 @@ pub use tls::{ListenTls, UpstreamTls};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
-    use crate::command::{Command, touched::Touched};
-    use crate::wire::{
-        compression,
-        header::{HEADER, Header, Opcode},
-        query,
-        scan::Scan,
+    use std::{ops::Range, time::Duration};
+
+    use crate::{
+        command::{Command, touched::Touched},
+        hello::Hello,
+        wire::{
+            compression,
+            header::{HEADER, Header, Opcode},
+            query, rewrite,
+            scan::Scan,
+        },
     };
 
     /// Reads a message, or refuses it.
@@ -74,9 +79,25 @@ pub mod fuzzing {
         assert_eq!(there.is_ok(), at_once.is_ok());
         assert_eq!(pieces.is_complete(), whole.is_complete());
         if let (true, Some(body)) = (whole.is_complete(), whole.body()) {
-            if let Ok(command) = Command::read(&rest[body.start - HEADER..body.end - HEADER], None) {
-                let _ = (command.access(), Touched::by(&command, &rest[body.end - HEADER..]));
-            }
+            let mut message = Vec::new();
+            header.write(&mut message);
+            message.extend_from_slice(rest);
+            judge(header, &message, body, whole.sequence("nsInfo").unwrap_or_default());
         }
+    }
+
+    /// What is known of a command, and the message with another body, which is one as well.
+    fn judge(header: Header, message: &[u8], body: Range<usize>, of_bulk_write: Range<usize>) {
+        let Ok(command) = Command::read(&message[body.clone()], None) else { return };
+        let _ = (command.access(), command.explained(), command.continues(), command.may_leave(), Hello::read(&command));
+        let _ = Touched::by(&command, &message[of_bulk_write]);
+        let Ok(changed) = rewrite::command(command.body(), Some(Duration::from_secs(1)), Some("by the proxy")) else { return };
+        let (mut passed, checksum) = rewrite::head(message, header, body.clone(), &changed);
+        passed.extend_from_slice(&message[body.end..message.len() - checksum]);
+        let header = passed.first_chunk().map(Header::read);
+        let Some(Ok(header)) = header else { panic!("a changed message has no header: {header:?}") };
+        let mut scan = Scan::new(header);
+        assert_eq!(scan.advance(&passed[HEADER..]), Ok(passed.len() - HEADER));
+        assert!(scan.is_complete());
     }
 }

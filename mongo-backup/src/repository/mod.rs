@@ -323,7 +323,7 @@ pub mod fuzzing {
 
     pub fn index(bytes: &[u8]) {
         if let Ok(payload) = index::decode(bytes) {
-            let _ = Index::join([&payload], |_, _| true, |_| false).len();
+            let _ = index::Index::join([&payload], |_, _| true, |_| false).len();
         }
     }
 
