@@ -71,6 +71,8 @@ pub(crate) struct Session<'a> {
     who: Who,
     /// Whether the first request was answered: only then may there be large ones.
     is_known: bool,
+    /// Whether the server serves it though it has not logged in.
+    is_welcome: bool,
     /// Whether the request under way is one that nobody waits for an answer to.
     is_silent: bool,
     /// What the request under way holds of the memory for large ones.
@@ -80,7 +82,7 @@ pub(crate) struct Session<'a> {
 impl<'a> Session<'a> {
     pub(crate) fn new(client: Peer, server: Peer, shared: &'a Shared, connection: &'a Arc<Connection>) -> Self {
         let who = Who { address: connection.client.ip().to_canonical(), application: None, users: Vec::new() };
-        Self { client, server, shared, connection, who, is_known: false, is_silent: false, memory: None }
+        Self { client, server, shared, connection, who, is_known: false, is_welcome: false, is_silent: false, memory: None }
     }
 
     /// Serves the client until one of both has gone.
@@ -102,6 +104,9 @@ impl<'a> Session<'a> {
     async fn exchange(&mut self) -> Result<(), Ended> {
         let header = self.next_request().await?;
         let began = Instant::now();
+        if header.length > LONGEST_FIRST {
+            self.must_be_welcome().await?;
+        }
         let asked = self.pass_on(header).await?;
         self.client.rest();
         self.memory = None;

@@ -13,7 +13,7 @@ use crate::{
     hello,
     peer::{Gone, LARGE, SMALL},
     wire::{
-        bson_scan, compression,
+        Malformed, bson_scan, compression,
         header::{HEADER, Header, Opcode},
         reply, rewrite,
         scan::{EXHAUST_ALLOWED, MORE_TO_COME, Scan},
@@ -97,13 +97,25 @@ impl Session<'_> {
         Ok(flags)
     }
 
+    /// Who takes memory that others need must be somebody whom the server serves. Of who has not logged in nobody knows whether that is needed: the server is
+    /// asked something that is not everybody's to know.
+    pub(super) async fn must_be_welcome(&mut self) -> Result<(), Ended> {
+        if self.is_welcome || !self.who.users.is_empty() {
+            return Ok(());
+        }
+        let answer = self
+            .ask_in_any_version(rawdoc! { "listDatabases": 1, "nameOnly": true, "authorizedDatabases": true, "$db": "admin" })
+            .await?;
+        if matches!(answer.get("code"), Ok(Some(code)) if code.as_i32() == Some(13)) {
+            return Err(Ended::Malformed(Malformed::First));
+        }
+        self.is_welcome = true;
+        Ok(())
+    }
+
     /// Asks the server who is logged in now: it alone knows, whatever the way was. Nothing of what a client logs in with is looked at here.
     pub(super) async fn identify(&mut self) -> Result<(), Ended> {
-        let mut answer = self.ask(&rawdoc! { "connectionStatus": 1, "$db": "admin" }).await?;
-        // A server that wants to be told the version of its interface (requireApiVersion).
-        if matches!(answer.get("code"), Ok(Some(code)) if code.as_i32() == Some(322)) {
-            answer = self.ask(&rawdoc! { "connectionStatus": 1, "apiVersion": "1", "$db": "admin" }).await?;
-        }
+        let answer = self.ask_in_any_version(rawdoc! { "connectionStatus": 1, "$db": "admin" }).await?;
         let users = answer.get_document("authInfo").and_then(|info| info.get_array("authenticatedUsers"));
         let users = users.map_err(|_| Ended::WrongReply)?.into_iter().map(|user| {
             let user = user.ok()?.as_document()?;
@@ -112,6 +124,16 @@ impl Session<'_> {
         self.who.users = users.collect::<Option<_>>().ok_or(Ended::WrongReply)?;
         self.connection.is_of(&self.who);
         Ok(())
+    }
+
+    /// As [`ask`](Self::ask), also of a server that wants to be told the version of its interface (`requireApiVersion`).
+    async fn ask_in_any_version(&mut self, mut command: RawDocumentBuf) -> Result<RawDocumentBuf, Ended> {
+        let answer = self.ask(&command).await?;
+        if !matches!(answer.get("code"), Ok(Some(code)) if code.as_i32() == Some(322)) {
+            return Ok(answer);
+        }
+        command.append(bson::cstr!("apiVersion"), "1");
+        self.ask(&command).await
     }
 
     /// Asks the server something for the proxy itself, between two requests of the client.

@@ -157,6 +157,7 @@ impl<'a> Session<'a> {
         // A body that is changed is there twice, but not what it was compressed to.
         let beside = if book.rewrites() { header.length.max(inflated.min(LONGEST_DOCUMENT)) } else { header.length };
         if beside + inflated > LARGE {
+            self.must_be_welcome().await?;
             self.take_memory(beside + inflated).await?;
         }
         self.at_least(header.length, began).await?;

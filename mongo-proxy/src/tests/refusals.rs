@@ -75,7 +75,7 @@ async fn of_a_large_request_that_is_denied_the_rest_is_thrown_away() {
     let stage =
         stage(rules([Rule::new("no", [Action::Deny(Denial::ReadOnly)]).with_match(Match::default().commands(["insert"]))])).await;
     let (mut client, mut server) = stage.connect().await;
-    served(&mut client, &mut server, &ping(1)).await;
+    log_in(&mut client, &mut server).await;
     let documents: Vec<Document> = (0..3000).map(|number| doc! { "_id": number, "text": "x".repeat(1000) }).collect();
     let insert = with_sequence(2, 0, &doc! { "insert": "c", "$db": "d" }, "documents", &documents);
     client.write_all(&insert).await.unwrap();
@@ -189,7 +189,7 @@ async fn time_is_clamped_and_a_comment_is_given_and_all_else_stays_as_it_was() {
     let clamps = Rule::new("tags", [Action::ClampMaxTime(Duration::from_secs(2)), Action::Tag("by the proxy".to_owned())]);
     let stage = stage(rules([clamps])).await;
     let (mut client, mut server) = stage.connect().await;
-    served(&mut client, &mut server, &ping(1)).await;
+    log_in(&mut client, &mut server).await;
     let cases = [
         (doc! { "find": "c", "$db": "d" }, doc! { "find": "c", "$db": "d", "maxTimeMS": 2000_i64, "comment": "by the proxy" }),
         (
@@ -248,7 +248,7 @@ async fn a_bulk_write_is_judged_by_the_namespaces_that_come_at_its_end() {
     ]))
     .await;
     let (mut client, mut server) = stage.connect().await;
-    served(&mut client, &mut server, &ping(1)).await;
+    log_in(&mut client, &mut server).await;
     let bulk = |number: i32, into: &str, documents: usize| {
         let operations: Vec<_> =
             (0..documents).map(|id| doc! { "insert": 0, "document": { "_id": id as i64, "t": "x".repeat(1000) } }).collect();
@@ -306,7 +306,7 @@ async fn who_is_logged_in_the_server_is_asked() {
         (doc! { "ok": 0, "code": 322 }, doc! { "connectionStatus": 1, "$db": "admin" }),
         (
             doc! { "authInfo": { "authenticatedUsers": [{ "user": "ada", "db": "admin" }] }, "ok": 1 },
-            doc! { "connectionStatus": 1, "apiVersion": "1", "$db": "admin" },
+            doc! { "connectionStatus": 1, "$db": "admin", "apiVersion": "1" },
         ),
     ] {
         let (header, asked) = soon(whole_message(&mut server)).await;
@@ -474,7 +474,7 @@ async fn a_login_that_awaits_no_answer_is_one_all_the_same() {
 async fn what_would_be_too_long_with_a_comment_is_passed_on_as_it_is() {
     let stage = stage(rules([Rule::new("tags", [Action::Tag("x".repeat(1000))])])).await;
     let (mut client, mut server) = stage.connect().await;
-    served(&mut client, &mut server, &ping(1)).await;
+    log_in(&mut client, &mut server).await;
     let empty = with_sequence(2, 0, &doc! { "insert": "c", "$db": "d" }, "documents", &[]).len();
     let document = |length: usize| doc! { "t": "x".repeat(length - doc! { "t": "" }.to_vec().unwrap().len()) };
     // As long as can be, to the byte.
@@ -489,6 +489,99 @@ async fn what_would_be_too_long_with_a_comment_is_passed_on_as_it_is() {
     let (sent, (_, seen)) = tokio::join!(client.write_all(&insert), soon(whole_message(&mut server)));
     sent.unwrap();
     assert!(seen == insert);
+}
+
+#[tokio::test]
+async fn large_messages_are_of_those_whom_the_server_serves() {
+    let stage = stage(|_| {}).await;
+    for (answer, is_welcome) in [(doc! { "ok": 0, "code": 13 }, false), (doc! { "databases": [], "ok": 1 }, true)] {
+        let (mut client, mut server) = stage.connect().await;
+        served(&mut client, &mut server, &ping(1)).await;
+        let large = message(2, 0, 0, &doc! { "insert": "x".repeat(100_000), "$db": "d" });
+        let asked = async {
+            let (header, asked) = soon(whole_message(&mut server)).await;
+            assert!(body_of(&asked).contains_key("listDatabases"));
+            server.write_all(&message(1000, header.request_id, 0, &answer)).await.unwrap();
+        };
+        let (_may_be_reset, ()) = tokio::join!(client.write_all(&large), asked);
+        if is_welcome {
+            assert!(soon(whole_message(&mut server)).await.1 == large);
+            server.write_all(&message(9, 2, 0, &doc! { "ok": 1 })).await.unwrap();
+            soon(whole_message(&mut client)).await;
+            // And it is not asked again.
+            let again = message(3, 0, 0, &doc! { "insert": "x".repeat(100_000), "$db": "d" });
+            let (sent, (_, seen)) = tokio::join!(client.write_all(&again), soon(whole_message(&mut server)));
+            sent.unwrap();
+            assert!(seen == again);
+        } else {
+            assert!(soon(rest(&mut server)).await.is_empty());
+            assert_eq!(stage.malformed("first"), Some(1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn large_messages_share_their_memory_and_who_gets_none_in_time_is_sent_away() {
+    let stage = stage(|settings| {
+        settings.large_messages_bytes = 0;
+        settings.message_within = Duration::from_secs(2);
+    })
+    .await;
+    // Of 96 MiB each wants the most that there is, and sends next to nothing of it.
+    let mut begins = Vec::new();
+    Header { length: 48_000_000, request_id: 2, response_to: 0, opcode: Opcode::Compressed }.write(&mut begins);
+    begins.extend(2013_i32.to_le_bytes());
+    begins.extend(47_000_000_i32.to_le_bytes());
+    begins.push(1);
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        let (mut client, mut server) = stage.connect().await;
+        log_in(&mut client, &mut server).await;
+        client.write_all(&begins).await.unwrap();
+        all.push((client, server));
+    }
+    let taken = async {
+        while stage.handle.statistics().large_messages_bytes == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(taken).await;
+    assert!((95_000_000..=96 << 20).contains(&stage.handle.statistics().large_messages_bytes));
+    // Who needs none is served meanwhile.
+    let (mut other, mut other_server) = stage.connect().await;
+    served(&mut other, &mut other_server, &ping(1)).await;
+    for (mut client, mut server) in all {
+        assert!(soon(rest(&mut client)).await.is_empty() && soon(rest(&mut server)).await.is_empty());
+    }
+    assert_eq!(stage.handle.statistics().large_messages_bytes, 0);
+}
+
+#[tokio::test]
+async fn who_does_not_read_is_sent_away_and_nothing_is_kept_for_them() {
+    let stage = stage(|settings| settings.message_within = Duration::from_secs(1)).await;
+    let (mut client, mut server) = stage.connect().await;
+    client.write_all(&ping(1)).await.unwrap();
+    soon(whole_message(&mut server)).await;
+    let large = message(9, 1, 0, &doc! { "text": "x".repeat(12_000_000), "ok": 1 });
+    // The server is made to wait, and then it is told that nobody takes it.
+    let sent = soon(async {
+        let mut sent = 0;
+        for _ in 0..4 {
+            match server.write_all(&large).await {
+                Ok(()) => sent += 1,
+                Err(_) => break,
+            }
+        }
+        sent
+    })
+    .await;
+    assert!(sent < 4, "all of it was taken");
+    let gone = async {
+        while !stage.handle.connections().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(gone).await;
 }
 
 #[tokio::test]
@@ -510,6 +603,7 @@ async fn names_that_nobody_has_are_not_kept() {
     let (mut client, mut server) = stage.connect().await;
     let hello = doc! { "hello": 1, "client": { "application": { "name": "x".repeat(10_000) } }, "$db": "admin" };
     served(&mut client, &mut server, &message(1, 0, 0, &hello)).await;
+    log_in(&mut client, &mut server).await;
     client.write_all(&message(2, 0, 0, &doc! { "find": "ä".repeat(100_000), "$db": "d" })).await.unwrap();
     refused(&mut client, 2).await;
     client.write_all(&message(3, 0, 0, &doc! { "x".repeat(100_000): 1, "$db": "d" })).await.unwrap();

@@ -36,7 +36,8 @@ pub(crate) enum Malformed {
     Checksum,
     /// It is compressed in a way that was not agreed on, or inflates to another length than it says, or holds what must not be compressed.
     Compression,
-    /// Before the first answer messages are short, and not compressed: nothing was agreed on yet.
+    /// Before the first answer messages are short, and not compressed: nothing was agreed on yet. And they are short until somebody has logged in, where a
+    /// server wants that.
     First,
 }
 
