@@ -83,9 +83,17 @@ impl RateLimit {
         Ok(wait)
     }
 
-    /// Gives back what was taken in last, or something like it: it has not happened. Who waits already waits no less for it.
-    pub fn give_back(&mut self) {
-        self.due = self.due.saturating_sub(self.interval);
+    /// A mark of what was taken in last, for [`give_back`](Self::give_back).
+    pub fn mark(&self) -> Duration {
+        self.due
+    }
+
+    /// Gives back what was taken in last, for it has not happened. If something has been taken in after this mark, nothing is given back: that has been told
+    /// for when it is due already.
+    pub fn give_back(&mut self, mark: Duration) {
+        if self.due == mark {
+            self.due = self.due.saturating_sub(self.interval);
+        }
     }
 
     /// Whether it is as if nothing had ever come to it.
@@ -126,8 +134,13 @@ mod tests {
         assert_eq!([(); 2].map(|()| limit.admit_within(at(0), patience)), [Err(at(300)); 2]);
         assert_eq!(limit.admit_within(at(100), patience), Ok(at(200)));
         assert!(!limit.is_rested(at(399)) && limit.is_rested(at(400)));
-        limit.give_back();
+        let mark = limit.mark();
+        limit.give_back(mark);
         assert_eq!(limit.admit_within(at(100), patience), Ok(at(200)));
+        // Somebody has come since.
+        limit.admit_within(at(200), patience).unwrap();
+        limit.give_back(mark);
+        assert_eq!(limit.admit(at(400)), Err(at(100)));
     }
 
     #[test]
@@ -145,19 +158,32 @@ mod tests {
         fn no_window_holds_more_than_its_rate_and_a_burst(
             per_second in 0.5_f64..500.0,
             burst in 1_u32..20,
-            gaps in proptest::collection::vec(0_u64..200, 1..300),
+            gaps in proptest::collection::vec((0_u64..200, 0_u64..100, proptest::bool::ANY), 1..300),
         ) {
             let mut limit = RateLimit::new(Rate::new(per_second, burst));
             let mut now = Duration::ZERO;
             let mut admitted = Vec::new();
-            for gap in gaps {
+            let mut waiting: Vec<(Duration, Duration)> = Vec::new();
+            for (gap, patience, gives_up) in gaps {
                 now += Duration::from_millis(gap);
-                match limit.admit(now) {
-                    Ok(()) => admitted.push(now),
+                match limit.admit_within(now, Duration::from_millis(patience)) {
+                    Ok(wait) => {
+                        admitted.push(now + wait);
+                        waiting.push((now + wait, limit.mark()));
+                    }
                     // Whoever waits as long as was said is let in.
                     Err(wait) => prop_assert!(limit.clone().admit(now + wait).is_ok()),
                 }
+                // Somebody who waits goes away, the first or the last.
+                waiting.retain(|(due, _)| *due > now);
+                if gives_up && !waiting.is_empty() {
+                    let (due, mark) = waiting.remove(if gap % 2 == 0 { 0 } else { waiting.len() - 1 });
+                    limit.give_back(mark);
+                    let at = admitted.iter().rposition(|admitted| *admitted == due).unwrap();
+                    admitted.remove(at);
+                }
             }
+            admitted.sort_unstable();
             for (first, from) in admitted.iter().enumerate() {
                 for (last, until) in admitted.iter().enumerate().skip(first) {
                     let allowed = (*until - *from).as_secs_f64() * per_second + f64::from(burst);

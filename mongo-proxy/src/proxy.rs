@@ -36,7 +36,7 @@ use crate::{
     peer::{LARGE, Peer, prepare},
     requests::Requests,
     rules::{RuleBook, Rules},
-    session::{Ended, Session},
+    session::{Ended, Session, wants_api_version},
     stream::Stream,
     wire::{
         header::{HEADER, Header, Opcode},
@@ -474,7 +474,7 @@ impl Shared {
         let mut server = Peer::new(self.connect(seed).await?);
         let mut hello = self.ask(&mut server, &rawdoc! { "hello": 1, "$db": "admin" }).await?;
         // A server that wants to be told the version of its interface (requireApiVersion).
-        if matches!(hello.get("code"), Ok(Some(code)) if code.as_i32() == Some(322)) {
+        if wants_api_version(&hello) {
             hello = self.ask(&mut server, &rawdoc! { "hello": 1, "apiVersion": "1", "$db": "admin" }).await?;
         }
         Ok(members::of(&hello))

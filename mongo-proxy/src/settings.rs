@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mongo_core::{Error, Result, redact_uris};
+use mongo_core::{Error, Result};
 
 #[cfg(feature = "tls")]
 use crate::tls::{ListenTls, UpstreamTls};
@@ -76,12 +76,18 @@ impl ProxySettings {
         }
         let servers: Vec<&str> = self.upstream.split(',').map(str::trim).collect();
         let is_address = |server: &str| {
-            let address = server.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains('/'));
+            let address = server.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(['/', '@']));
             address.is_some_and(|(_, port)| port.parse::<u16>().is_ok())
         };
         if !servers.iter().copied().all(is_address) || (self.topology == Topology::Direct && servers.len() > 1) {
             let what = "upstream is the address of a server, as 127.0.0.1:27017; several with commas between them only for a replica set";
-            return Err(Error::invalid(what).with_context("got", redact_uris(&self.upstream)));
+            let error = Error::invalid(what);
+            // There may be a password in it.
+            return Err(if self.upstream.contains('@') {
+                error
+            } else {
+                error.with_context("got", self.upstream.escape_debug())
+            });
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ pub(crate) async fn until(monitor: &Monitor, what: &str, is_so: impl Fn(&View) -
             monitor.changed().await;
         }
     };
-    match tokio::time::timeout(Duration::from_secs(60), looking).await {
+    match tokio::time::timeout(Duration::from_secs(180), looking).await {
         Ok(view) => view,
         Err(_) => panic!("{what}: {:#?}", monitor.view()),
     }
@@ -236,7 +236,7 @@ pub(crate) async fn told(alerts: &mut Alerts, monitor: &Monitor) -> Vec<Alert> {
             monitor.changed().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), looking).await.expect("nothing was told in a minute")
+    tokio::time::timeout(Duration::from_secs(180), looking).await.expect("nothing was told in a minute")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,12 +69,7 @@ async fn an_operator_sees_what_happens_and_changes_the_rules() {
     assert_eq!(ask(Method::POST, "/api/drain", String::new()).await.0, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(get("/health").await.0, StatusCode::OK);
     assert_eq!(put("/api/drain", &Value::Null).await.1["is_draining"], true);
-    assert_eq!(
-        get("/health").await,
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            json!({ "status": "draining", "connections": get("/api/statistics").await.1["connections"] })
-        )
-    );
+    let (status, health) = get("/health").await;
+    assert_eq!((status, &health["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("draining")));
     serving.abort();
 }

@@ -107,7 +107,7 @@ async fn whatever_strangers_send_for_a_minute_the_server_sees_none_of_it_and_oth
     let before = requests().await;
     let until = Instant::now() + Duration::from_secs(60);
     let mut strangers = JoinSet::new();
-    for seed in 0..4 {
+    for seed in 0..2 {
         strangers.spawn(async move {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut sent = 0_u64;
@@ -123,6 +123,8 @@ async fn whatever_strangers_send_for_a_minute_the_server_sees_none_of_it_and_oth
                     _ => {}
                 }
                 sent += 1;
+                // Other tests need the machine, too.
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
             sent
         });
@@ -133,6 +135,7 @@ async fn whatever_strangers_send_for_a_minute_the_server_sees_none_of_it_and_oth
     while Instant::now() < until {
         assert!(orders.find_one(doc! { "_id": served % 100 }).await.unwrap().is_some());
         served += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let sent: u64 = strangers.join_all().await.into_iter().sum();
     assert!(sent > 2000 && served > 100, "{sent} {served}");

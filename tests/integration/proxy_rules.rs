@@ -15,7 +15,7 @@ use mongo_core::{
         Client, Collection,
         error::{Error, ErrorKind},
         event::{EventHandler, cmap::CmapEvent, sdam::SdamEvent},
-        options::{ClientOptions, Credential},
+        options::{ClientOptions, Credential, ServerApi, ServerApiVersion},
     },
 };
 use mongo_proxy::{Access, Action, ConcurrencyRule, Denial, Key, Match, ProxyHandle, ProxySettings, RateRule, Rule, Rules};
@@ -250,8 +250,9 @@ async fn users_have_rules_of_their_own() {
             Guarded::new(&server, rules.clone(), |options| options.credential = Some(login(user, password, source))).await;
         let written = guarded.collection("orders").insert_one(doc! {}).await;
         assert_eq!(written.as_ref().err().and_then(code), (!may_write).then_some(13), "{user}: {written:?}");
-        let named = guarded.handle.connections().into_iter().filter(|connection| !connection.users.is_empty());
-        assert!(named.map(|connection| connection.users).all(|users| users == [format!("{source}.{user}")]));
+        let users = guarded.handle.connections().into_iter().flat_map(|connection| connection.users);
+        let users: std::collections::BTreeSet<String> = users.collect();
+        assert_eq!(users.into_iter().collect::<Vec<_>>(), [format!("{source}.{user}")]);
     }
     // Who is not logged in is none of them, and nor is who gives a wrong password.
     let guarded = Guarded::new(&server, rules.clone(), |_| {}).await;
@@ -259,6 +260,29 @@ async fn users_have_rules_of_their_own() {
     let guarded = Guarded::new(&server, rules, |options| options.credential = Some(login("bob", "wrong", "shop"))).await;
     assert!(guarded.collection("orders").find_one(doc! {}).await.is_err());
     assert!(guarded.handle.connections().iter().all(|connection| connection.users.is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_wants_to_hear_the_version_of_its_interface_is_told_by_the_proxy_too() {
+    let server = TestDeployment::replica_set(1).with_auth().start().await.unwrap();
+    let (root, password) = server.credentials().unwrap();
+    let own = server.client().await.unwrap();
+    own.database("admin").run_command(doc! { "setParameter": 1, "requireApiVersion": true }).await.unwrap();
+    let mut settings = ProxySettings::new(server.member(0).host_port());
+    settings.topology = mongo_proxy::Topology::ReplicaSet;
+    let (_running, address, handle) = listening(settings).await;
+    let uri = format!("mongodb://{address}/?replicaSet={}", server.replica_set_name().unwrap());
+    let mut options = ClientOptions::parse(uri).await.unwrap();
+    options.server_api = Some(ServerApi::builder().version(ServerApiVersion::V1).build());
+    let large = doc! { "text": "x".repeat(200_000) };
+    let stranger = Client::with_options(options.clone()).unwrap();
+    assert!(stranger.database("shop").collection::<Document>("orders").insert_one(&large).await.is_err());
+    assert!(handle.statistics().malformed["first"] > 0, "{:?}", handle.statistics());
+    let credential = Credential::builder().username(root.to_owned()).password(password.to_owned()).source("admin".to_owned());
+    options.credential = Some(credential.build());
+    let client = Client::with_options(options).unwrap();
+    client.database("shop").collection::<Document>("orders").insert_one(&large).await.unwrap();
+    assert!(handle.connections().iter().any(|connection| connection.users == [format!("admin.{root}")]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -359,7 +383,7 @@ async fn of_many_that_come_at_once_only_so_many_are_on_the_server() {
 async fn inside_a_transaction_a_refusal_ends_nothing_that_the_driver_would_not_end() {
     let (server, _) = own().await;
     let rule = Rule::new("no", [Action::Deny(Denial::Unauthorized)]).with_match(secrets());
-    let everything = Rule::new("all", [Action::Deny(Denial::Unauthorized)]).with_match(Match::default().in_transaction(false));
+    let everything = Rule::new("all", [Action::Deny(Denial::Unauthorized)]);
     let guarded = Guarded::new(&server, [rule], |_| {}).await;
     let (orders, secrets) = (guarded.collection("orders"), guarded.collection("secrets"));
     orders.insert_one(doc! { "_id": 0 }).await.unwrap();
@@ -367,9 +391,10 @@ async fn inside_a_transaction_a_refusal_ends_nothing_that_the_driver_would_not_e
     session.start_transaction().await.unwrap();
     orders.insert_one(doc! { "_id": 1 }).session(&mut session).await.unwrap();
     assert_eq!(code(&secrets.insert_one(doc! { "_id": 1 }).session(&mut session).await.unwrap_err()), Some(13));
-    // Whatever the rules are, what was begun can be ended, and what is in it is gone on with.
-    guarded.handle.set_rules(&Rules::new([everything])).unwrap();
     orders.insert_one(doc! { "_id": 2 }).session(&mut session).await.unwrap();
+    // Whatever the rules are, what was begun can be ended.
+    guarded.handle.set_rules(&Rules::new([everything])).unwrap();
+    assert!(orders.find_one(doc! {}).await.is_err());
     session.commit_transaction().await.unwrap();
     guarded.handle.set_rules(&Rules::default()).unwrap();
     assert_eq!(orders.count_documents(doc! {}).await.unwrap(), 3);

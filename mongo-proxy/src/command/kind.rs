@@ -30,6 +30,8 @@ pub(crate) enum Kind {
     OnDatabase(Access),
     /// The server, and no data of anybody.
     OnServer(Access),
+    /// Whatever there is: it shows something of every namespace.
+    OnEverything(Access),
     /// Namespaces that it names in full, whatever its database is.
     OnFullName(Access),
     /// Nobody knows: it is taken for the worst, a write that touches everything.
@@ -106,6 +108,7 @@ pub(crate) fn canonical(name: &str) -> &str {
 
 /// What is known of commands, by what they are about.
 const COMMANDS: &[(Kind, &[&str])] = &[
+    (Kind::OnEverything(Access::Read), &["currentOp", "getLog", "top"]),
     (
         Kind::Connection,
         &[
@@ -206,13 +209,11 @@ const COMMANDS: &[(Kind, &[&str])] = &[
             "buildinfo",
             "connPoolStats",
             "connectionStatus",
-            "currentOp",
             "features",
             "getClusterParameter",
             "getCmdLineOpts",
             "getDefaultRWConcern",
             "getFreeMonitoringStatus",
-            "getLog",
             "getParameter",
             "getShardMap",
             "hostInfo",
@@ -228,7 +229,6 @@ const COMMANDS: &[(Kind, &[&str])] = &[
             "shardConnPoolStats",
             "shardingState",
             "startSession",
-            "top",
             "whatsmyuri",
         ],
     ),

@@ -113,9 +113,11 @@ impl<'a> Command<'a> {
         match Kind::of(self.name) {
             Kind::Connection => None,
             Kind::OnCollection(Access::Read) if touched::writes(self) => Some(Access::Write),
-            Kind::OnCollection(access) | Kind::OnDatabase(access) | Kind::OnFullName(access) | Kind::OnServer(access) => {
-                Some(access)
-            }
+            Kind::OnCollection(access)
+            | Kind::OnDatabase(access)
+            | Kind::OnFullName(access)
+            | Kind::OnServer(access)
+            | Kind::OnEverything(access) => Some(access),
             Kind::Unknown => Some(Access::Write),
             Kind::GetMore | Kind::Explain => Some(Access::Read),
         }
@@ -134,10 +136,9 @@ impl<'a> Command<'a> {
 
     /// Whether it may leave something behind that is gone on with.
     pub(crate) fn may_leave(&self) -> Leaves {
-        if self.transaction != Transaction::Outside {
-            return Leaves::Transaction;
-        }
         match self.name {
+            "commitTransaction" | "abortTransaction" => Leaves::Nothing,
+            _ if self.transaction != Transaction::Outside => Leaves::Transaction,
             "find" | "aggregate" | "listCollections" | "listIndexes" | "bulkWrite" | "getMore" => Leaves::Cursor,
             _ => Leaves::Nothing,
         }

@@ -56,7 +56,9 @@ impl Touched {
                 _ => self.everything = true,
             },
             Kind::OnFullName(_) => {
-                for key in [command.name, "to"] {
+                // Elsewhere it is a shard.
+                let to = (command.name == "renameCollection").then_some("to");
+                for key in [Some(command.name), to].into_iter().flatten() {
                     match command.body.get(key) {
                         Ok(Some(RawBsonRef::String(name))) => self.full_name(name),
                         Ok(None) => {}
@@ -67,7 +69,7 @@ impl Touched {
             Kind::OnDatabase(_) if command.name == "bulkWrite" => self.bulk_write(command.body, of_bulk_write),
             Kind::OnDatabase(_) => self.database(database),
             Kind::OnServer(_) => {}
-            Kind::Unknown => self.everything = true,
+            Kind::OnEverything(_) | Kind::Unknown => self.everything = true,
         }
     }
 

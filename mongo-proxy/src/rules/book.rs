@@ -462,8 +462,13 @@ impl Matcher {
             matching += usize::from(any(&|pattern| pattern.matches_all_of(database)));
             in_part |= any(&|pattern| pattern.may_match_in(database));
         }
+        let is_all = || any(&|pattern| pattern.to_string() == "*");
         if touched.everything {
-            return if any(&|pattern| pattern.to_string() == "*") { Matched::Whole } else { Matched::Part };
+            return if is_all() { Matched::Whole } else { Matched::Part };
+        }
+        // What is about the server alone is about no namespace but all.
+        if touched.namespaces.is_empty() && touched.databases.is_empty() {
+            return if is_all() { Matched::Whole } else { Matched::No };
         }
         match of(matching, touched.namespaces.len() + touched.databases.len()) {
             Matched::No if in_part => Matched::Part,

@@ -71,14 +71,17 @@ impl Rates {
     pub(super) fn admit(&self, key: &str, now: Duration, patience: Duration) -> Result<(Duration, Turn), Duration> {
         let new = || Arc::new(Mutex::new(RateLimit::new(self.rate)));
         let limit = self.limits.with(key, now, new, |limit| lock(limit).is_rested(now), |limit| Arc::clone(limit));
-        let wait = lock(&limit).admit_within(now, patience)?;
-        Ok((wait, Turn(Some(limit))))
+        let (wait, mark) = {
+            let mut limit = lock(&limit);
+            (limit.admit_within(now, patience)?, limit.mark())
+        };
+        Ok((wait, Turn(Some((limit, mark)))))
     }
 }
 
 /// A turn at a rate. It is given back unless it was used.
 #[derive(Debug)]
-pub(crate) struct Turn(Option<Arc<Mutex<RateLimit>>>);
+pub(crate) struct Turn(Option<(Arc<Mutex<RateLimit>>, Duration)>);
 
 impl Turn {
     pub(crate) fn used(mut self) {
@@ -88,8 +91,8 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some(limit) = &self.0 {
-            lock(limit).give_back();
+        if let Some((limit, mark)) = &self.0 {
+            lock(limit).give_back(*mark);
         }
     }
 }

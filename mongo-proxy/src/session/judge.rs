@@ -31,7 +31,9 @@ pub(super) struct Judged<'a> {
     /// What it may leave behind.
     pub(super) leaves: Leaves,
     /// As long as it is there, a proxy that stops waits for what it may leave.
-    _opening: Option<Opening<'a>>,
+    opening: Option<Opening<'a>>,
+    /// Whether it goes on with something that was begun before it.
+    continues: bool,
     ruling: Ruling,
     /// How it is refused if the proxy stops before it was passed on.
     if_stopped: Refused,
@@ -80,7 +82,8 @@ pub(super) fn judge<'s>(evidence: Evidence<'_>, book: &RuleBook, who: &Who, shar
         refused: None,
         rules: Vec::new(),
         leaves,
-        _opening: opening,
+        opening,
+        continues: command.continues(),
         ruling: Ruling::default(),
         if_stopped: draining(&command),
         application: None,
@@ -117,10 +120,10 @@ pub(super) fn judge<'s>(evidence: Evidence<'_>, book: &RuleBook, who: &Who, shar
     Ok(judged)
 }
 
-/// The refusal of a proxy that stops, as a server's own. A driver tries a write again whose number it could be known by, and a transaction that begins.
+/// The refusal of a proxy that stops, as a server's own. A driver tries a write again whose number it could be known by, and a transaction from its beginning.
 fn draining(command: &Command<'_>) -> Refused {
     Refused::Draining(match command.transaction {
-        Transaction::Starts => Some("TransientTransactionError"),
+        Transaction::Starts | Transaction::GoesOn => Some("TransientTransactionError"),
         Transaction::Outside if command.is_numbered => Some("RetryableWriteError"),
         _ => None,
     })
@@ -158,17 +161,18 @@ impl Session<'_> {
         }
         let mut ruling = std::mem::take(&mut judged.ruling);
         judged.held.slots.append(&mut ruling.observed);
-        if judged.refused.is_some() || ruling.is_pass() {
-            return Ok(());
+        if judged.refused.is_none() && !ruling.is_pass() {
+            judged.refused = match self.carry_out(&ruling, &mut judged.held).await? {
+                // It may have waited until after nothing new is begun.
+                Waited::Done(None) if self.shared.is_draining() && !judged.continues => Some(judged.if_stopped.clone()),
+                Waited::Done(refused) => refused,
+                Waited::Stopped => Some(judged.if_stopped.clone()),
+            };
         }
-        judged.refused = match self.carry_out(&ruling, &mut judged.held).await? {
-            Waited::Done(refused) => refused,
-            Waited::Stopped => Some(judged.if_stopped.clone()),
-        };
         if judged.refused.is_none() {
             judged.held.passes_on();
         } else {
-            judged.held = Held::default();
+            (judged.held, judged.opening) = (Held::default(), None);
         }
         Ok(())
     }
@@ -182,7 +186,14 @@ impl Session<'_> {
                 return Ok(Waited::Done(Some(Refused::Denied(denial, rule.rule.name.clone()))));
             }
         }
+        let limits = |step: &Step| matches!(step, Step::Rate(..) | Step::Slot(..));
+        if ruling.rules.iter().any(|(rule, _)| rule.steps().iter().any(limits)) && !self.is_welcome().await? {
+            // Whom the server refuses anyway takes nothing from those whom it serves.
+            return Ok(Waited::Done(None));
+        }
         let began = self.shared.now();
+        // Who has memory for a large message does not keep it from others for long.
+        let most = if self.memory.is_some() { self.shared.settings.message_within / 2 } else { Duration::MAX };
         for (rule, keys) in &ruling.rules {
             let name = &rule.rule.name;
             let mut keys = keys.iter().map(String::as_str);
@@ -191,15 +202,17 @@ impl Session<'_> {
                 let now = self.shared.now();
                 // What is left of the client's own time.
                 let left = ruling.max_time.map(|time| time.saturating_sub(now - began));
+                let patience = |wait_at_most: Duration| wait_at_most.min(most.saturating_sub(now - began));
                 let refused = match step {
                     Step::Delay(time) if left.is_some_and(|left| left < *time) => Some(Refused::OutOfTime(name.clone())),
+                    Step::Delay(time) if patience(*time) < *time => Some(Refused::Limited(None, name.clone())),
                     Step::Delay(time) => {
                         waited = true;
                         let Waited::Done(()) = self.while_it_waits(sleep(*time)).await? else { return Ok(Waited::Stopped) };
                         None
                     }
                     Step::Rate(limit, rates) => {
-                        let patience = self.patience(limit.wait_at_most);
+                        let patience = patience(limit.wait_at_most);
                         match wait_for_rate(rates, keys.next().unwrap_or_default(), now, patience, left, name) {
                             Ok((wait, turn)) => {
                                 held.turns.push(turn);
@@ -215,7 +228,7 @@ impl Session<'_> {
                         }
                     }
                     Step::Slot(limit, slots) => {
-                        let patience = self.patience(limit.wait_at_most);
+                        let patience = patience(limit.wait_at_most);
                         let slot = wait_for_slot(slots, keys.next().unwrap_or_default(), now, patience, left, name);
                         let Waited::Done(slot) = self.while_it_waits(slot).await? else { return Ok(Waited::Stopped) };
                         match slot {
@@ -239,11 +252,6 @@ impl Session<'_> {
             }
         }
         Ok(Waited::Done(None))
-    }
-
-    /// How long a request may wait: who has memory for a large message does not keep it from others for long.
-    fn patience(&self, wait_at_most: Duration) -> Duration {
-        if self.memory.is_some() { wait_at_most.min(self.shared.settings.message_within / 2) } else { wait_at_most }
     }
 
     /// Waits for something, and looks whether the client is still there.

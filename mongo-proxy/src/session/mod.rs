@@ -7,6 +7,8 @@ mod judge;
 mod reply;
 mod request;
 
+pub(crate) use reply::wants_api_version;
+
 use std::{fmt, io, sync::Arc};
 
 use mongo_core::clock::Clock as _;
@@ -71,8 +73,8 @@ pub(crate) struct Session<'a> {
     who: Who,
     /// Whether the first request was answered: only then may there be large ones.
     is_known: bool,
-    /// Whether the server serves it though it has not logged in.
-    is_welcome: bool,
+    /// Whether the server serves it though it has not logged in, once that was asked.
+    is_welcome: Option<bool>,
     /// Whether the request under way is one that nobody waits for an answer to.
     is_silent: bool,
     /// What the request under way holds of the memory for large ones.
@@ -82,7 +84,7 @@ pub(crate) struct Session<'a> {
 impl<'a> Session<'a> {
     pub(crate) fn new(client: Peer, server: Peer, shared: &'a Shared, connection: &'a Arc<Connection>) -> Self {
         let who = Who { address: connection.client.ip().to_canonical(), application: None, users: Vec::new() };
-        Self { client, server, shared, connection, who, is_known: false, is_welcome: false, is_silent: false, memory: None }
+        Self { client, server, shared, connection, who, is_known: false, is_welcome: None, is_silent: false, memory: None }
     }
 
     /// Serves the client until one of both has gone.
@@ -107,7 +109,20 @@ impl<'a> Session<'a> {
         if header.length > LONGEST_FIRST {
             self.must_be_welcome().await?;
         }
-        let asked = self.pass_on(header).await?;
+        let mut judged = None;
+        let asked = match (self.pass_on(header, &mut judged).await, judged) {
+            (Ok(flags), Some(judged)) => Asked { header, flags, judged },
+            (failed, judged) => {
+                let ended = failed.err().unwrap_or(Ended::WrongReply);
+                if let Some(judged) = judged {
+                    let asked = Asked { header, flags: 0, judged };
+                    let failed = Err(ended);
+                    self.tell(asked, began, &failed);
+                    return failed.map(drop);
+                }
+                return Err(ended);
+            }
+        };
         self.client.rest();
         self.memory = None;
         let answered = self.answer(&asked).await;

@@ -26,7 +26,7 @@ impl Session<'_> {
         let expects = asked.judged.expects;
         let changes = expects.login || expects.load_balanced || (expects.hello && self.shared.members().is_some());
         let mut answers = asked.header.request_id;
-        let mut bytes = 0;
+        let (mut bytes, mut is_login) = (0, false);
         loop {
             let reply = self.next_reply(answers != asked.header.request_id).await?;
             if reply.response_to != answers {
@@ -35,7 +35,11 @@ impl Session<'_> {
             bytes += reply.length;
             let more_follow = match reply.opcode {
                 Opcode::Query => return Err(Ended::WrongReply),
-                _ if changes => self.pass_back_changed(reply, expects).await? & MORE_TO_COME != 0,
+                _ if changes => {
+                    let (flags, is_now) = self.pass_back_changed(reply, expects).await?;
+                    is_login |= is_now;
+                    flags & MORE_TO_COME != 0
+                }
                 Opcode::Message => {
                     let more_follow = self.flags_of(reply).await? & MORE_TO_COME != 0;
                     if asked.judged.leaves == Leaves::Cursor && self.leaves_cursor(reply) {
@@ -50,7 +54,7 @@ impl Session<'_> {
                     self.pass_back_inflated(reply).await? & MORE_TO_COME != 0
                 }
                 Opcode::Compressed | Opcode::Reply => {
-                    if asked.judged.leaves == Leaves::Cursor {
+                    if asked.judged.leaves == Leaves::Cursor && self.leaves_cursor(reply) {
                         self.shared.leaves_something();
                     }
                     self.pass_back(reply).await?;
@@ -58,15 +62,31 @@ impl Session<'_> {
                 }
             };
             if !more_follow {
+                if is_login {
+                    self.identify().await?;
+                }
                 return Ok(bytes);
             }
             answers = reply.request_id;
         }
     }
 
-    /// Whether a cursor is there after this reply, of which the beginning was read. One that is not there as a whole may leave one.
+    /// Whether a cursor is there after this reply, of which the beginning was read. One that is not there as a whole may leave one, and so may one that would
+    /// take long to be inflated.
     fn leaves_cursor(&self, reply: Header) -> bool {
-        let body = self.server.buffered().get(..reply.length).and_then(|message| message.get(HEADER + 5..));
+        let Some(message) = self.server.buffered().get(..reply.length) else { return true };
+        let inflated = match reply.opcode {
+            Opcode::Compressed if compression::says(&message[HEADER..]).is_ok_and(|length| length <= INFLATED_FOR_A_LOOK) => {
+                match compression::inflate(reply, &message[HEADER..]) {
+                    Ok((_, inflated)) => inflated,
+                    Err(_) => return true,
+                }
+            }
+            Opcode::Compressed => return true,
+            _ => Vec::new(),
+        };
+        let message = if inflated.is_empty() { message } else { &inflated };
+        let body = message.get(HEADER + 5..);
         let length = body.and_then(|body| bson_scan::length_of(body).ok().flatten());
         let answer = body.zip(length).and_then(|(body, length)| RawDocument::from_bytes(body.get(..length)?).ok());
         match answer.map(|answer| answer.get("cursor")) {
@@ -76,8 +96,8 @@ impl Session<'_> {
         }
     }
 
-    /// Passes on the reply to a hello or to who logs in, after having looked into it; and gives its flags.
-    async fn pass_back_changed(&mut self, reply: Header, expects: Expects) -> Result<u32, Ended> {
+    /// Passes on the reply to a hello or to who logs in, after having looked into it; and gives its flags, and whether somebody is logged in or out by it.
+    async fn pass_back_changed(&mut self, reply: Header, expects: Expects) -> Result<(u32, bool), Ended> {
         let Whole { header, message, body, flags } = self.whole_reply(reply).await?;
         let answer = RawDocument::from_bytes(&message[body.clone()]).map_err(|_| Ended::WrongReply)?;
         let is_logged_in = expects.login && is_login(answer, expects.hello);
@@ -91,26 +111,31 @@ impl Session<'_> {
         } else {
             self.send_to_client(&message).await?;
         }
-        if is_logged_in && flags & MORE_TO_COME == 0 {
-            self.identify().await?;
-        }
-        Ok(flags)
+        Ok((flags, is_logged_in))
     }
 
-    /// Who takes memory that others need must be somebody whom the server serves. Of who has not logged in nobody knows whether that is needed: the server is
-    /// asked something that is not everybody's to know.
+    /// Who takes memory that others need must be somebody whom the server serves.
     pub(super) async fn must_be_welcome(&mut self) -> Result<(), Ended> {
-        if self.is_welcome || !self.who.users.is_empty() {
-            return Ok(());
+        if self.is_welcome().await? { Ok(()) } else { Err(Ended::Malformed(Malformed::First)) }
+    }
+
+    /// Whether the server serves the client. Of who has not logged in nobody knows whether that is needed: the server is asked something that is not
+    /// everybody's to know. Nothing of a request may be on its way to it.
+    pub(super) async fn is_welcome(&mut self) -> Result<bool, Ended> {
+        if !self.who.users.is_empty() {
+            return Ok(true);
         }
-        let answer = self
-            .ask_in_any_version(rawdoc! { "listDatabases": 1, "nameOnly": true, "authorizedDatabases": true, "$db": "admin" })
-            .await?;
-        if matches!(answer.get("code"), Ok(Some(code)) if code.as_i32() == Some(13)) {
-            return Err(Ended::Malformed(Malformed::First));
+        if let Some(is_welcome) = self.is_welcome {
+            return Ok(is_welcome);
         }
-        self.is_welcome = true;
-        Ok(())
+        let question = rawdoc! {
+            "listDatabases": 1, "nameOnly": true, "authorizedDatabases": true, "filter": { "name": "admin" },
+            "$readPreference": { "mode": "secondaryPreferred" }, "$db": "admin",
+        };
+        let answer = self.ask_in_any_version(question).await?;
+        let is_welcome = answer.get("ok").is_ok_and(|ok| ok.is_some_and(is_one));
+        self.is_welcome = Some(is_welcome);
+        Ok(is_welcome)
     }
 
     /// Asks the server who is logged in now: it alone knows, whatever the way was. Nothing of what a client logs in with is looked at here.
@@ -129,7 +154,7 @@ impl Session<'_> {
     /// As [`ask`](Self::ask), also of a server that wants to be told the version of its interface (`requireApiVersion`).
     async fn ask_in_any_version(&mut self, mut command: RawDocumentBuf) -> Result<RawDocumentBuf, Ended> {
         let answer = self.ask(&command).await?;
-        if !matches!(answer.get("code"), Ok(Some(code)) if code.as_i32() == Some(322)) {
+        if !wants_api_version(&answer) {
             return Ok(answer);
         }
         command.append(bson::cstr!("apiVersion"), "1");
@@ -279,6 +304,11 @@ struct Whole {
     flags: u32,
 }
 
+/// Whether a server has answered that it must be told the version of its interface (`requireApiVersion`): for that its code has no name.
+pub(crate) fn wants_api_version(answer: &RawDocument) -> bool {
+    matches!(answer.get("code"), Ok(Some(code)) if matches!(code.as_i32(), Some(API_VERSION_REQUIRED | API_VERSION_ERROR)))
+}
+
 /// Whether somebody is logged in with this answer.
 fn is_login(answer: &RawDocument, to_hello: bool) -> bool {
     let is_done = |answer: &RawDocument| match answer.get("done") {
@@ -297,5 +327,8 @@ fn is_one(value: bson::RawBsonRef<'_>) -> bool {
     value.as_f64() == Some(1.0) || value.as_i32() == Some(1) || value.as_i64() == Some(1) || value.as_bool() == Some(true)
 }
 
+const INFLATED_FOR_A_LOOK: usize = 16 << 10;
+const API_VERSION_REQUIRED: i32 = 498_870;
+const API_VERSION_ERROR: i32 = 322;
 /// Answers to hellos and to who logs in are some hundred bytes, and some thousand in a large replica set.
 const LONGEST_LOOKED_AT: usize = 1 << 20;

@@ -32,16 +32,18 @@ pub(super) struct Asked<'a> {
 
 impl<'a> Session<'a> {
     /// Checks a request and passes it on.
-    pub(super) async fn pass_on(&mut self, header: Header) -> Result<Asked<'a>, Ended> {
+    pub(super) async fn pass_on(&mut self, header: Header, judged: &mut Option<Judged<'a>>) -> Result<u32, Ended> {
         self.is_silent = false;
         let passed = match header.opcode {
-            Opcode::Message => self.pass_on_message(header).await,
-            Opcode::Compressed => self.pass_on_compressed(header).await,
-            Opcode::Query => self.pass_on_query(header).await,
+            Opcode::Message => self.pass_on_message(header, judged).await,
+            Opcode::Compressed => self.pass_on_compressed(header, judged).await,
+            Opcode::Query => self.pass_on_query(header, judged).await,
             Opcode::Reply => Err(Ended::Malformed(Malformed::Opcode)),
         };
         // Who awaits no answer would take it for one to what it asks next.
-        if let (Err(Ended::Malformed(malformed)), false) = (&passed, self.is_silent) {
+        // Nor is a stranger told anything who asks for too much.
+        let is_told = !self.is_silent && !matches!(passed, Err(Ended::Malformed(Malformed::First)));
+        if let (Err(Ended::Malformed(malformed)), true) = (&passed, is_told) {
             self.memory = None;
             // That the connection ends is what counts; that its owner learns why is a courtesy.
             let reply = refusal::malformed(header, *malformed);
@@ -51,13 +53,12 @@ impl<'a> Session<'a> {
     }
 
     /// As it comes, document by document.
-    async fn pass_on_message(&mut self, header: Header) -> Result<Asked<'a>, Ended> {
+    async fn pass_on_message(&mut self, header: Header, judged: &mut Option<Judged<'a>>) -> Result<u32, Ended> {
         let mut began = Instant::now();
         let book = self.shared.rules();
         let mut scan = Scan::new(header);
         // Of what is buffered, and of the message.
         let (mut checked, mut sent) = (HEADER, 0);
-        let mut judged: Option<Judged<'a>> = None;
         // Once its body is there.
         let mut is_bulk: Option<bool> = None;
         let mut changed = Changed::default();
@@ -72,7 +73,8 @@ impl<'a> Session<'a> {
                 // Nothing was sent yet, so that places in the message are places in the buffer.
                 let message = &self.client.buffered()[..checked];
                 let is_bulk = *is_bulk.get_or_insert_with(|| book.needs_namespaces() && is_bulk_write(&message[body.clone()]));
-                let must_wait = is_bulk && !scan.is_complete();
+                // Nobody has a part in a limit for half a message, unless it is too long to be kept.
+                let must_wait = !scan.is_complete() && (is_bulk || header.length <= LARGE);
                 if !must_wait {
                     let of_bulk_write =
                         scan.sequence(NAMESPACES_OF_BULK_WRITE).and_then(|sequence| message.get(sequence)).unwrap_or_default();
@@ -83,13 +85,12 @@ impl<'a> Session<'a> {
                     if let Some(document) = found.changed.take() {
                         changed = Changed::new(message, header, body, &document);
                     }
-                    self.settle(&mut found).await?;
+                    self.settle(judged.insert(found)).await?;
                     // What it waited for here is not its own time.
                     began = Instant::now();
-                    judged = Some(found);
                 }
             }
-            if let Some(judged) = &judged
+            if let Some(judged) = judged.as_ref()
                 && (scan.is_complete() || checked >= LARGE)
             {
                 if judged.refused.is_none() {
@@ -101,15 +102,21 @@ impl<'a> Session<'a> {
                 sent += checked;
                 checked = 0;
             }
-            if let Some(judged) = judged.take_if(|_| scan.is_complete()) {
-                return Ok(Asked { header, flags: scan.flags(), judged });
+            if scan.is_complete() {
+                return Ok(scan.flags());
             }
             if self.client.buffered().len() > LARGE {
                 // Once it is known what it is, no more than a document is kept. A body that comes first is known when it is there, but for a bulk write.
                 let is_known = sent > 0 || judged.is_some();
-                let is_body_first = self.client.buffered().get(HEADER + 4) == Some(&0) && !book.needs_namespaces();
-                let most = if is_known || is_body_first { LONGEST_DOCUMENT + LARGE } else { header.length };
-                let twice = if is_known || !book.rewrites() { 0 } else { header.length.min(LONGEST_DOCUMENT) };
+                let is_body_first = self.client.buffered().get(HEADER + 4) == Some(&0);
+                let most = if is_known || (is_body_first && !book.needs_namespaces()) {
+                    LONGEST_DOCUMENT + LARGE
+                } else {
+                    header.length
+                };
+                // What comes before the body is there twice with it, if another one is passed on.
+                let before = if is_body_first { LONGEST_DOCUMENT } else { header.length };
+                let twice = if is_known || !book.rewrites() { 0 } else { header.length.min(before) };
                 self.take_memory(header.length.min(most) + twice).await?;
             }
             let received = sent + self.client.buffered().len();
@@ -149,7 +156,7 @@ impl<'a> Session<'a> {
     }
 
     /// As a whole, as it came, after having looked into it.
-    async fn pass_on_compressed(&mut self, header: Header) -> Result<Asked<'a>, Ended> {
+    async fn pass_on_compressed(&mut self, header: Header, judged: &mut Option<Judged<'a>>) -> Result<u32, Ended> {
         let began = Instant::now();
         let book = self.shared.rules();
         self.at_least(header.length.min(HEADER + compression::PREFIX), began).await?;
@@ -171,35 +178,39 @@ impl<'a> Session<'a> {
         };
         // Whoever shares the thread does not wait for a large one.
         let looked = if inflated > INFLATED_HERE { blocking(look).await? } else { look() };
-        let (message, inner, inflated, scan, body) = looked.map_err(Ended::Malformed)?;
+        let (message, inner, mut inflated, scan, body) = looked.map_err(Ended::Malformed)?;
         self.is_silent = scan.flags() & MORE_TO_COME != 0;
         let of_bulk_write =
             scan.sequence(NAMESPACES_OF_BULK_WRITE).and_then(|sequence| inflated.get(sequence)).unwrap_or_default();
         let evidence = Evidence { length: inner.length, body: &inflated[body.clone()], database: None, of_bulk_write };
-        let judged = judge(evidence, &book, &self.who, self.shared);
-        let mut judged = judged.map_err(Ended::Malformed)?;
-        let pieces = match judged.changed.take() {
+        let found = judge(evidence, &book, &self.who, self.shared);
+        let mut found = found.map_err(Ended::Malformed)?;
+        let pieces = match found.changed.take() {
             // Each side may leave a message as it is, whatever was agreed on.
             Some(document) => {
                 drop(message);
                 let mut changed = Changed::new(&inflated, inner, body, &document);
-                let end = inflated.len() - changed.checksum;
+                inflated.truncate(inflated.len() - changed.checksum);
                 let (head, from) = changed.take_head();
-                (head, inflated[from..end].to_vec())
+                inflated.drain(..from);
+                [head, inflated]
             }
-            None => (message, Vec::new()),
+            None => {
+                drop(inflated);
+                [message, Vec::new()]
+            }
         };
-        drop(inflated);
-        self.settle(&mut judged).await?;
+        let judged = judged.insert(found);
+        self.settle(judged).await?;
         if judged.refused.is_none() {
-            for piece in [pieces.0, pieces.1] {
+            for piece in pieces {
                 self.server.send(&piece, SERVER_TAKES_WITHIN).await.map_err(Ended::Server)?;
             }
         }
-        Ok(Asked { header, flags: scan.flags(), judged })
+        Ok(scan.flags())
     }
 
-    async fn pass_on_query(&mut self, header: Header) -> Result<Asked<'a>, Ended> {
+    async fn pass_on_query(&mut self, header: Header, judged: &mut Option<Judged<'a>>) -> Result<u32, Ended> {
         if header.length > LONGEST_FIRST {
             return Err(Ended::Malformed(Malformed::Length));
         }
@@ -208,18 +219,18 @@ impl<'a> Session<'a> {
         let body = query::check(&message).map_err(Ended::Malformed)?;
         let evidence =
             Evidence { length: header.length, body: &message[body.clone()], database: Some("admin"), of_bulk_write: &[] };
-        let judged = judge(evidence, &self.shared.rules(), &self.who, self.shared);
-        let mut judged = judged.map_err(Ended::Malformed)?;
-        if !judged.expects.hello {
+        let found = judge(evidence, &self.shared.rules(), &self.who, self.shared);
+        let mut found = found.map_err(Ended::Malformed)?;
+        if !found.expects.hello {
             return Err(Ended::Malformed(Malformed::Opcode));
         }
-        let message = match judged.changed.take() {
+        let message = match found.changed.take() {
             Some(document) => rewrite::head(&message, header, body, &document).0,
             None => message,
         };
-        self.settle(&mut judged).await?;
+        self.settle(judged.insert(found)).await?;
         self.server.send(&message, SERVER_TAKES_WITHIN).await.map_err(Ended::Server)?;
-        Ok(Asked { header, flags: 0, judged })
+        Ok(0)
     }
 }
 

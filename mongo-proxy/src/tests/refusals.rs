@@ -106,6 +106,7 @@ async fn who_comes_too_often_is_told_to_come_again_in_the_words_of_an_overloaded
     let limit = RateRule::new(0.1, 2).keyed(Key::Client);
     let stage = stage(rules([Rule::new("often", [Action::LimitRate(limit)])])).await;
     let (mut client, mut server) = stage.connect().await;
+    log_in(&mut client, &mut server).await;
     for number in [1, 2] {
         served(&mut client, &mut server, &find(number)).await;
     }
@@ -124,6 +125,7 @@ async fn who_can_wait_is_let_through_when_it_is_time() {
     let limit = RateRule::new(20.0, 1).waiting(Duration::from_secs(30));
     let stage = stage(rules([Rule::new("evenly", [Action::LimitRate(limit)])])).await;
     let (mut client, mut server) = stage.connect().await;
+    log_in(&mut client, &mut server).await;
     let began = tokio::time::Instant::now();
     for number in 0..5 {
         served(&mut client, &mut server, &find(number)).await;
@@ -135,10 +137,38 @@ async fn who_can_wait_is_let_through_when_it_is_time() {
 }
 
 #[tokio::test]
+async fn whom_the_server_refuses_anyway_takes_nothing_from_those_whom_it_serves() {
+    let stage = stage(rules([Rule::new("once", [Action::LimitRate(RateRule::new(0.001, 1))])])).await;
+    let (mut stranger, mut server) = stage.connect().await;
+    stranger.write_all(&find(1)).await.unwrap();
+    let (header, asked) = soon(whole_message(&mut server)).await;
+    assert!(body_of(&asked).contains_key("listDatabases"));
+    server.write_all(&message(9, header.request_id, 0, &doc! { "ok": 0.0, "code": 13 })).await.unwrap();
+    for number in 1..4 {
+        // The server says so itself, and it is not asked again.
+        if number > 1 {
+            stranger.write_all(&find(number)).await.unwrap();
+        }
+        assert_eq!(soon(whole_message(&mut server)).await.1, find(number));
+        server.write_all(&message(9, number, 0, &doc! { "ok": 0.0, "code": 13 })).await.unwrap();
+        refused(&mut stranger, number).await;
+    }
+    // Of half a message nothing is known.
+    let (mut half, mut half_server) = stage.connect().await;
+    half.write_all(&find(1)[..find(1).len() - 1]).await.unwrap();
+    let (mut client, mut server) = stage.connect().await;
+    log_in(&mut client, &mut server).await;
+    served(&mut client, &mut server, &find(2)).await;
+    drop(half);
+    assert!(soon(rest(&mut half_server)).await.is_empty());
+}
+
+#[tokio::test]
 async fn nobody_waits_for_longer_than_the_own_time_allows() {
     let limit = RateRule::new(0.1, 1).waiting(Duration::from_secs(60));
     let stage = stage(rules([Rule::new("evenly", [Action::LimitRate(limit)])])).await;
     let (mut client, mut server) = stage.connect().await;
+    log_in(&mut client, &mut server).await;
     served(&mut client, &mut server, &find(1)).await;
     client.write_all(&message(2, 0, 0, &doc! { "find": "orders", "maxTimeMS": 50, "$db": "shop" })).await.unwrap();
     let answer = refused(&mut client, 2).await;
@@ -151,7 +181,9 @@ async fn only_so_many_are_under_way_at_once_and_the_next_comes_when_one_is_answe
     let limit = ConcurrencyRule::new(1).waiting(Duration::from_secs(30));
     let stage = stage(rules([Rule::new("one", [Action::LimitConcurrency(limit)])])).await;
     let (mut first, mut first_server) = stage.connect().await;
+    log_in(&mut first, &mut first_server).await;
     let (mut second, mut second_server) = stage.connect().await;
+    log_in(&mut second, &mut second_server).await;
     first.write_all(&find(1)).await.unwrap();
     soon(whole_message(&mut first_server)).await;
     second.write_all(&find(2)).await.unwrap();
@@ -174,7 +206,9 @@ async fn only_so_many_are_under_way_at_once_and_the_next_comes_when_one_is_answe
 async fn who_finds_no_place_is_refused_and_a_connection_that_breaks_gives_its_own_back() {
     let stage = stage(rules([Rule::new("one", [Action::LimitConcurrency(ConcurrencyRule::new(1))])])).await;
     let (mut first, mut first_server) = stage.connect().await;
+    log_in(&mut first, &mut first_server).await;
     let (mut second, mut second_server) = stage.connect().await;
+    log_in(&mut second, &mut second_server).await;
     first.write_all(&find(1)).await.unwrap();
     soon(whole_message(&mut first_server)).await;
     second.write_all(&find(2)).await.unwrap();
@@ -303,7 +337,7 @@ async fn who_is_logged_in_the_server_is_asked() {
     client.write_all(&find(4)).await.unwrap();
     // The question of the proxy's own; once more for a server that wants to hear a version.
     for (answer, expected) in [
-        (doc! { "ok": 0, "code": 322 }, doc! { "connectionStatus": 1, "$db": "admin" }),
+        (doc! { "ok": 0, "code": 498_870 }, doc! { "connectionStatus": 1, "$db": "admin" }),
         (
             doc! { "authInfo": { "authenticatedUsers": [{ "user": "ada", "db": "admin" }] }, "ok": 1 },
             doc! { "connectionStatus": 1, "$db": "admin", "apiVersion": "1" },
@@ -425,10 +459,12 @@ async fn what_waits_for_a_rule_when_the_proxy_stops_is_told_so() {
     let limit = ConcurrencyRule::new(1).waiting(Duration::from_secs(3600));
     let stage = stage(rules([Rule::new("one", [Action::LimitConcurrency(limit)])])).await;
     let (mut first, mut first_server) = stage.connect().await;
-    let (mut second, _second_server) = stage.connect().await;
-    first.write_all(&message(1, 0, 0, &doc! { "count": "c", "$db": "d" })).await.unwrap();
+    log_in(&mut first, &mut first_server).await;
+    let (mut second, mut second_server) = stage.connect().await;
+    log_in(&mut second, &mut second_server).await;
+    first.write_all(&message(1, 0, 0, &doc! { "find": "c", "$db": "d" })).await.unwrap();
     soon(whole_message(&mut first_server)).await;
-    second.write_all(&message(1, 0, 0, &doc! { "count": "c", "$db": "d" })).await.unwrap();
+    second.write_all(&message(1, 0, 0, &doc! { "find": "c", "$db": "d" })).await.unwrap();
     let under_way = async {
         while stage.handle.rules().rules[0].matched < 2 {
             tokio::task::yield_now().await;
