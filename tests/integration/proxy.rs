@@ -131,20 +131,53 @@ async fn with_tls_on_both_sides_a_password_passes_through_and_certificates_are_c
     assert_eq!(reach(address, ca).await.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
+/// A message with this body.
+fn message(request_id: i32, body: &Document) -> Vec<u8> {
+    let body = body.to_vec().unwrap();
+    let mut message = Vec::new();
+    for number in [i32::try_from(21 + body.len()).unwrap(), request_id, 0, 2013, 0] {
+        message.extend(number.to_le_bytes());
+    }
+    message.push(0);
+    message.extend(body);
+    message
+}
+
+/// Asks, and gives the answer.
+async fn ask(stream: &mut TcpStream, body: &Document) -> Document {
+    stream.write_all(&message(1, body)).await.unwrap();
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await.unwrap();
+    let mut rest = vec![0; usize::try_from(i32::from_le_bytes(length)).unwrap() - 4];
+    stream.read_exact(&mut rest).await.unwrap();
+    Document::from_reader(&rest[17..]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_taken_for_the_proxy_by_its_certificate() {
+    let server = TestDeployment::replica_set(1).with_auth().with_tls().start().await.unwrap();
+    let mut upstream = UpstreamTls::default().with_ca_file(server.ca_file().unwrap());
+    upstream.certificate_file = Some(server.client_certificate().unwrap().to_owned());
+    let settings = ProxySettings::new(server.member(0).host_port()).with_upstream_tls(upstream);
+    let (_running, address, handle) = listening(settings).await;
+    let mut stranger = TcpStream::connect(address).await.unwrap();
+    let login = doc! { "authenticate": 1, "mechanism": "MONGODB-X509", "db": "$external" };
+    let hello = ask(&mut stranger, &doc! { "hello": 1, "speculativeAuthenticate": &login, "$db": "admin" }).await;
+    assert!(hello.get_f64("ok").unwrap() > 0.0 && !hello.contains_key("speculativeAuthenticate"), "{hello}");
+    let mut login = login;
+    login.insert("$db", "$external");
+    let refused = ask(&mut stranger, &login).await;
+    assert_eq!((refused.get_i32("code").unwrap(), refused.get_str("codeName").unwrap()), (18, "AuthenticationFailed"));
+    let status = ask(&mut stranger, &doc! { "connectionStatus": 1, "$db": "admin" }).await;
+    assert!(status.get_document("authInfo").unwrap().get_array("authenticatedUsers").unwrap().is_empty());
+    assert_eq!(handle.statistics().refused["certificate"], 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_connections_are_served() {
     let (server, _) = own().await;
     let (_running, address, handle) = listening(ProxySettings::new(server.member(0).host_port())).await;
-    let hello = {
-        let body = doc! { "hello": 1, "$db": "admin" }.to_vec().unwrap();
-        let mut message = Vec::new();
-        for number in [i32::try_from(21 + body.len()).unwrap(), 1, 0, 2013, 0] {
-            message.extend(number.to_le_bytes());
-        }
-        message.push(0);
-        message.extend(body);
-        message
-    };
+    let hello = message(1, &doc! { "hello": 1, "$db": "admin" });
     let mut clients = Vec::new();
     for _ in 0..1000 {
         clients.push(TcpStream::connect(address).await.unwrap());
