@@ -21,6 +21,7 @@ pub(crate) struct Command<'a> {
     pub(crate) is_numbered: bool,
     /// The longest that the client lets the server work on it, if it says so.
     pub(crate) max_time: Option<Duration>,
+    kind: Kind,
     first: RawBsonRef<'a>,
     body: &'a RawDocument,
 }
@@ -80,7 +81,7 @@ impl<'a> Command<'a> {
             (true, true) => Transaction::Starts,
             (true, false) => Transaction::GoesOn,
         };
-        Ok(Self { name, database, transaction, is_numbered, max_time, first, body })
+        Ok(Self { name, database, transaction, is_numbered, max_time, kind: Kind::of(name), first, body })
     }
 
     /// Whether it asks for the state of the server, by which a connection begins.
@@ -94,7 +95,7 @@ impl<'a> Command<'a> {
 
     /// The collection that it is about, where its first value is the name of one.
     pub(crate) fn collection(&self) -> Option<&'a str> {
-        match (Kind::of(self.name), self.first) {
+        match (self.kind, self.first) {
             (Kind::OnCollection(_), RawBsonRef::String(name)) => Some(name),
             (Kind::GetMore, _) => self.body.get_str("collection").ok(),
             _ => None,
@@ -104,13 +105,13 @@ impl<'a> Command<'a> {
     /// The name of the command that it is to explain.
     pub(crate) fn explained(&self) -> Option<&'a str> {
         let RawBsonRef::Document(inner) = self.first else { return None };
-        let field = inner.iter_elements().next().filter(|_| Kind::of(self.name) == Kind::Explain)?;
+        let field = inner.iter_elements().next().filter(|_| self.kind == Kind::Explain)?;
         Some(field.ok()?.key().as_str())
     }
 
     /// Whether it reads or writes data; `None` for what only begins, continues or ends something.
     pub(crate) fn access(&self) -> Option<Access> {
-        match Kind::of(self.name) {
+        match self.kind {
             Kind::Connection => None,
             Kind::OnCollection(Access::Read) if touched::writes(self) => Some(Access::Write),
             Kind::OnCollection(access)
@@ -126,7 +127,7 @@ impl<'a> Command<'a> {
     /// Whether it must be let through whatever the rules say: what begins a connection, and what continues or ends something that was let in. A
     /// server exempts the same, as it sets free what others wait for.
     pub(crate) fn is_always_let_through(&self) -> bool {
-        matches!(Kind::of(self.name), Kind::Connection | Kind::GetMore)
+        matches!(self.kind, Kind::Connection | Kind::GetMore)
     }
 
     /// Whether it goes on with something that was begun before it.

@@ -35,7 +35,7 @@ impl Touched {
 
     fn command(&mut self, command: &Command<'_>, of_bulk_write: &[u8], depth: usize) {
         let database = command.database;
-        match Kind::of(command.name) {
+        match command.kind {
             Kind::OnCollection(_) => {
                 match command.first {
                     RawBsonRef::String(name) => self.collection(database, name),
