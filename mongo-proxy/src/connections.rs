@@ -66,10 +66,10 @@ impl Connection {
         of.users.clone_from(&who.users);
     }
 
-    /// Notes that a request has come.
-    pub(crate) fn begins(&self, command: &str) {
+    /// Notes that a request has come: a command of this number.
+    pub(crate) fn begins(&self, number: usize) {
         self.requests.fetch_add(1, Relaxed);
-        self.command.store(kind::number(command), Relaxed);
+        self.command.store(number, Relaxed);
     }
 
     /// Notes that nothing is under way.

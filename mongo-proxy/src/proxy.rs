@@ -91,7 +91,8 @@ pub(crate) struct Shared {
     opening: AtomicUsize,
     /// Until when a cursor or a transaction may be gone on with that was used last; in milliseconds from the start.
     goes_on_until: AtomicU64,
-    stop: CancellationToken,
+    /// That nobody is served any more.
+    pub(crate) stop: CancellationToken,
 }
 
 impl Shared {
@@ -213,15 +214,6 @@ impl Shared {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(SeqCst)
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.is_cancelled()
-    }
-
-    /// Waits until the proxy is to stop.
-    pub(crate) async fn stopping(&self) {
-        self.stop.cancelled().await;
     }
 }
 
@@ -396,7 +388,7 @@ async fn serve(client: TcpStream, upstream: &str, Place { shared, connection }: 
     };
     let met = tokio::select! {
         met = meet => met,
-        () = shared.stopping() => Err(Ended::Stopped),
+        () = shared.stop.cancelled() => Err(Ended::Stopped),
     };
     match met {
         Ok((client, server)) => Session::new(Peer::new(client), Peer::new(server), shared, connection).run().await,

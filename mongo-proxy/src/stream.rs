@@ -20,6 +20,18 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// Writes what is taken without waiting, and says how much that is. What is to be encrypted is not.
+    pub(crate) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => match stream.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                written => written,
+            },
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => Ok(0),
+        }
+    }
+
     fn inner(self: Pin<&mut Self>) -> Pin<&mut dyn ReadWrite> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream as &mut dyn ReadWrite),

@@ -41,14 +41,29 @@ pub(crate) enum Kind {
 impl Kind {
     /// What this command is about.
     pub(crate) fn of(name: &str) -> Self {
-        KINDS.get(name).map_or(Self::Unknown, |(kind, _)| *kind)
+        Known::by(name).map_or(Self::Unknown, |known| known.kind)
     }
 }
 
-/// What each is about, and its number.
-static KINDS: LazyLock<HashMap<&str, (Kind, usize)>> = LazyLock::new(|| {
+/// A command that there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    /// By which [`name`] knows it again.
+    pub(crate) number: usize,
+}
+
+impl Known {
+    /// The command of this name, if there is one.
+    pub(crate) fn by(name: &str) -> Option<Self> {
+        KNOWN.get(name).copied()
+    }
+}
+
+static KNOWN: LazyLock<HashMap<&str, Known>> = LazyLock::new(|| {
     let all = COMMANDS.iter().flat_map(|(kind, names)| names.iter().map(|name| (*name, *kind)));
-    all.enumerate().map(|(number, (name, kind))| (name, (kind, number))).collect()
+    all.enumerate().map(|(number, (name, kind))| (name, Known { name, kind, number })).collect()
 });
 
 fn names() -> impl Iterator<Item = &'static str> {
@@ -58,11 +73,6 @@ fn names() -> impl Iterator<Item = &'static str> {
 /// How a server writes the name of a command that it knows by these letters.
 pub(crate) fn spelling(name: &str) -> Option<&'static str> {
     names().find(|known| *known == name).or_else(|| names().find(|known| known.eq_ignore_ascii_case(name)))
-}
-
-/// A number by which [`name`] knows the command again.
-pub(crate) fn number(name: &str) -> usize {
-    KINDS.get(name).map_or(ANOTHER, |(_, number)| *number)
 }
 
 /// The command of this number.
@@ -76,7 +86,7 @@ pub(crate) fn name(number: usize) -> Option<&'static str> {
 /// The number of no command at all.
 pub(crate) const NOTHING: usize = usize::MAX;
 /// That of a command that is not known.
-const ANOTHER: usize = usize::MAX - 1;
+pub(crate) const ANOTHER: usize = usize::MAX - 1;
 
 /// The old name is taken in any case that drivers have ever sent it in.
 pub(crate) fn is_hello(name: &str) -> bool {

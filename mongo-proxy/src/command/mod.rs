@@ -3,11 +3,11 @@
 pub(crate) mod kind;
 pub(crate) mod touched;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use bson::{RawBsonRef, RawDocument, raw::RawElement};
 
-use self::kind::{Access, Kind};
+use self::kind::{Access, Kind, Known};
 use crate::wire::Malformed;
 
 /// A command, as far as it is looked at.
@@ -22,6 +22,7 @@ pub(crate) struct Command<'a> {
     /// The longest that the client lets the server work on it, if it says so.
     pub(crate) max_time: Option<Duration>,
     kind: Kind,
+    known: Option<Known>,
     first: RawBsonRef<'a>,
     body: &'a RawDocument,
 }
@@ -81,7 +82,31 @@ impl<'a> Command<'a> {
             (true, true) => Transaction::Starts,
             (true, false) => Transaction::GoesOn,
         };
-        Ok(Self { name, database, transaction, is_numbered, max_time, kind: Kind::of(name), first, body })
+        let known = Known::by(name);
+        let kind = known.map_or(Kind::Unknown, |known| known.kind);
+        Ok(Self { name, database, transaction, is_numbered, max_time, kind, known, first, body })
+    }
+
+    /// Its name, without a copy of it if it is one that there is; of another as much as could mean anything.
+    pub(crate) fn to_name(self) -> Cow<'static, str> {
+        self.known.map_or_else(|| beginning(self.name).to_owned().into(), |known| known.name.into())
+    }
+
+    /// A number by which [`kind::name`] knows it again.
+    pub(crate) fn number(&self) -> usize {
+        self.known.map_or(kind::ANOTHER, |known| known.number)
+    }
+
+    /// What it is about, as `database.collection`, or the database.
+    pub(crate) fn to_namespace(self) -> String {
+        let collection = self.collection().map(beginning);
+        let mut namespace = String::with_capacity(self.database.len() + collection.map_or(0, |collection| 1 + collection.len()));
+        namespace.push_str(self.database);
+        if let Some(collection) = collection {
+            namespace.push('.');
+            namespace.push_str(collection);
+        }
+        namespace
     }
 
     /// Whether it asks for the state of the server, by which a connection begins.
@@ -161,8 +186,19 @@ fn milliseconds(value: RawBsonRef<'_>) -> Option<Duration> {
     Duration::try_from_secs_f64(number / 1000.0).ok().filter(|time| !time.is_zero())
 }
 
+/// As much of a name as is kept of it: none that means anything is longer.
+fn beginning(name: &str) -> &str {
+    let mut end = name.len().min(LONGEST_NAME);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
 /// The longest name of a database that there is.
 const LONGEST_DATABASE: usize = 63;
+/// The longest namespace that there is.
+const LONGEST_NAME: usize = 255;
 
 #[cfg(test)]
 mod tests;

@@ -236,6 +236,9 @@ impl Touched {
 
 /// Whether a command that reads in general writes this time: a result into a collection, or what it repairs. What cannot be read is taken for the worst.
 pub(super) fn writes(command: &Command<'_>) -> bool {
+    if !matches!(command.name, "aggregate" | "mapReduce" | "mapreduce" | "validate") {
+        return false;
+    }
     command.body.iter_elements().any(|field| {
         let Ok(field) = field else { return true };
         match (command.name, field.key().as_str(), field.value()) {

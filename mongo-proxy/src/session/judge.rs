@@ -1,6 +1,6 @@
 //! What is to become of a request, and the waiting that comes of it.
 
-use std::{pin::pin, time::Duration};
+use std::{borrow::Cow, pin::pin, time::Duration};
 
 use bson::RawDocumentBuf;
 use tokio::time::sleep;
@@ -19,7 +19,9 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Judged<'a> {
     pub(super) access: Option<Access>,
-    pub(super) name: String,
+    pub(super) name: Cow<'static, str>,
+    /// That of the command.
+    number: usize,
     /// `database.collection`, or the database.
     pub(super) namespace: String,
     /// Its body, if another one is to be passed on.
@@ -72,11 +74,9 @@ pub(super) fn judge<'s>(evidence: Evidence<'_>, book: &RuleBook, who: &Who, shar
     let opening = (leaves != Leaves::Nothing).then(|| shared.opening());
     let mut judged = Judged {
         access: command.access(),
-        name: beginning(command.name).to_owned(),
-        namespace: match command.collection() {
-            Some(collection) => format!("{}.{}", command.database, beginning(collection)),
-            None => command.database.to_owned(),
-        },
+        name: command.to_name(),
+        number: command.number(),
+        namespace: command.to_namespace(),
         changed: None,
         expects: Expects::default(),
         refused: None,
@@ -129,15 +129,6 @@ fn draining(command: &Command<'_>) -> Refused {
     })
 }
 
-/// As much of a name as is kept of it: none that means anything is longer.
-fn beginning(name: &str) -> &str {
-    let mut end = name.len().min(LONGEST_NAME);
-    while !name.is_char_boundary(end) {
-        end -= 1;
-    }
-    &name[..end]
-}
-
 /// Whether the namespaces of this command stand behind its body.
 pub(super) fn is_bulk_write(body: &[u8]) -> bool {
     Command::read(body, None).is_ok_and(|command| command.name == "bulkWrite")
@@ -153,7 +144,7 @@ enum Waited<T> {
 impl Session<'_> {
     /// Notes what a client has said of itself, and does what the rules say: after it the request may be passed on, or is refused.
     pub(super) async fn settle(&mut self, judged: &mut Judged<'_>) -> Result<(), Ended> {
-        self.connection.begins(&judged.name);
+        self.connection.begins(judged.number);
         // What is said later is not taken by the server either.
         if self.who.application.is_none() && judged.application.is_some() {
             self.who.application = judged.application.take();
@@ -257,13 +248,12 @@ impl Session<'_> {
     /// Waits for something, and looks whether the client is still there.
     async fn while_it_waits<T>(&mut self, work: impl Future<Output = T>) -> Result<Waited<T>, Ended> {
         let mut work = pin!(work);
-        let shared = self.shared;
         loop {
             let is_full = self.client.buffered().len() >= LARGE;
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(Waited::Done(done)),
-                () = shared.stopping() => return Ok(Waited::Stopped),
+                () = self.stop.cancelled() => return Ok(Waited::Stopped),
                 filled = self.client.fill(SMALL), if !is_full => match filled {
                     Ok(()) => {}
                     Err(Gone::Closed) => return Err(Ended::Closed),
@@ -274,6 +264,3 @@ impl Session<'_> {
         }
     }
 }
-
-/// The longest namespace that there is.
-const LONGEST_NAME: usize = 255;

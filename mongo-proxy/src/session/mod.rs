@@ -11,7 +11,7 @@ pub(crate) use reply::wants_api_version;
 
 use std::{fmt, io, sync::Arc};
 
-use mongo_core::clock::Clock as _;
+use mongo_core::{CancellationToken, clock::Clock as _};
 use tokio::{sync::SemaphorePermit, time::Instant};
 
 use self::request::Asked;
@@ -77,6 +77,8 @@ pub(crate) struct Session<'a> {
     is_welcome: Option<bool>,
     /// Whether the request under way is one that nobody waits for an answer to.
     is_silent: bool,
+    /// Whether the proxy is being stopped, for this session alone: one that all had would be taken by all of them at each request.
+    stop: CancellationToken,
     /// What the request under way holds of the memory for large ones.
     memory: Option<SemaphorePermit<'a>>,
 }
@@ -84,7 +86,18 @@ pub(crate) struct Session<'a> {
 impl<'a> Session<'a> {
     pub(crate) fn new(client: Peer, server: Peer, shared: &'a Shared, connection: &'a Arc<Connection>) -> Self {
         let who = Who { address: connection.client.ip().to_canonical(), application: None, users: Vec::new() };
-        Self { client, server, shared, connection, who, is_known: false, is_welcome: None, is_silent: false, memory: None }
+        Self {
+            client,
+            server,
+            shared,
+            connection,
+            who,
+            is_known: false,
+            is_welcome: None,
+            is_silent: false,
+            stop: shared.stop.child_token(),
+            memory: None,
+        }
     }
 
     /// Serves the client until one of both has gone.
@@ -163,9 +176,10 @@ impl<'a> Session<'a> {
     fn tell(&mut self, asked: Asked<'_>, began: Instant, answered: &Result<usize, Ended>) {
         self.connection.rests();
         let judged = asked.judged;
-        self.shared.instruments.request(judged.access, judged.refused.as_ref(), began.elapsed());
+        let took = began.elapsed();
+        self.shared.instruments.request(judged.access, judged.refused.as_ref(), took);
         let is_work = judged.access.is_some() || judged.refused.is_some();
-        if !is_work || !self.shared.requests.wants(began.elapsed(), judged.refused.is_some() || answered.is_err()) {
+        if !is_work || !self.shared.requests.wants(took, judged.refused.is_some() || answered.is_err()) {
             return;
         }
         self.shared.requests.log(LoggedRequest {
@@ -174,9 +188,9 @@ impl<'a> Session<'a> {
             client: Some(self.connection.client),
             application: self.who.application.clone(),
             users: self.who.users.clone(),
-            command: judged.name,
+            command: judged.name.into_owned(),
             namespace: judged.namespace,
-            took: began.elapsed(),
+            took,
             request_bytes: asked.header.length,
             reply_bytes: *answered.as_ref().unwrap_or(&0),
             failed: answered.as_ref().err().map(ToString::to_string),
@@ -187,13 +201,9 @@ impl<'a> Session<'a> {
 
     /// Waits for the header of a request.
     async fn next_request(&mut self) -> Result<Header, Ended> {
-        // From the first byte on a message has so long until it is there.
-        let mut until = (!self.client.buffered().is_empty()).then(|| self.shared.message_until(Instant::now(), 0));
-        if !self.is_known {
-            until.get_or_insert(self.shared.message_until(Instant::now(), 0));
-        }
+        let mut until = None;
         loop {
-            if self.shared.is_stopping() {
+            if self.stop.is_cancelled() {
                 return Err(Ended::Stopped);
             }
             if let Some(header) = self.client.header() {
@@ -203,18 +213,20 @@ impl<'a> Session<'a> {
                 }
                 return Ok(header);
             }
+            // From the first byte on a message has so long until it is there.
+            if until.is_none() && (!self.is_known || !self.client.buffered().is_empty()) {
+                until = Some(self.shared.message_until(Instant::now(), 0));
+            }
             tokio::select! {
                 biased;
                 filled = fill_until(&mut self.client, until) => match filled {
-                    Ok(()) => {
-                        until.get_or_insert(self.shared.message_until(Instant::now(), 0));
-                    }
+                    Ok(()) => {}
                     Err(Gone::Closed) => return Err(Ended::Closed),
                     Err(gone) => return Err(Ended::Client(gone)),
                 },
                 // Nothing was asked of it.
                 filled = self.server.fill(SMALL) => return Err(unasked(filled)),
-                () = self.shared.stopping() => return Err(Ended::Stopped),
+                () = self.stop.cancelled() => return Err(Ended::Stopped),
             }
         }
     }

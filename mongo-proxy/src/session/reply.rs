@@ -223,7 +223,7 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 more = self.more_of_the_server() => more?,
-                () = shared.stopping(), if is_one_more && is_between => return Err(Ended::Stopped),
+                () = shared.stop.cancelled(), if is_one_more && is_between => return Err(Ended::Stopped),
             }
         }
     }

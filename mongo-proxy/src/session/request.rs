@@ -54,7 +54,8 @@ impl<'a> Session<'a> {
 
     /// As it comes, document by document.
     async fn pass_on_message(&mut self, header: Header, judged: &mut Option<Judged<'a>>) -> Result<u32, Ended> {
-        let mut began = Instant::now();
+        // When it was waited for first.
+        let mut began = None;
         let book = self.shared.rules();
         let mut scan = Scan::new(header);
         // Of what is buffered, and of the message.
@@ -87,7 +88,7 @@ impl<'a> Session<'a> {
                     }
                     self.settle(judged.insert(found)).await?;
                     // What it waited for here is not its own time.
-                    began = Instant::now();
+                    began = None;
                 }
             }
             if let Some(judged) = judged.as_ref()
@@ -120,7 +121,8 @@ impl<'a> Session<'a> {
                 self.take_memory(header.length.min(most) + twice).await?;
             }
             let received = sent + self.client.buffered().len();
-            self.client.fill_until(LARGE, self.shared.message_until(began, received)).await.map_err(Ended::Client)?;
+            let until = self.shared.message_until(*began.get_or_insert_with(Instant::now), received);
+            self.client.fill_until(LARGE, until).await.map_err(Ended::Client)?;
         }
     }
 

@@ -27,11 +27,8 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), Malformed> {
     if length_of(bytes)? != Some(bytes.len()) {
         return Err(Malformed::Bounds);
     }
-    let mut scan = Scan { bytes, at: 4, ends: Vec::with_capacity(8) };
-    scan.ends.push(bytes.len());
-    while let Some(end) = scan.ends.last().copied() {
-        scan.element(end)?;
-    }
+    let mut scan = Scan { bytes, at: 4, end: bytes.len(), outer: Vec::new() };
+    while !scan.element()? {}
     // The outermost ended where all ends.
     Ok(())
 }
@@ -39,23 +36,26 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), Malformed> {
 struct Scan<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Where the documents end that are open, the outermost first.
-    ends: Vec<usize>,
+    /// Where the innermost document that is open ends.
+    end: usize,
+    /// Where those end that it is in, the outermost first.
+    outer: Vec<usize>,
 }
 
 impl Scan<'_> {
-    /// Reads a field, or the end of the innermost document, which is at `end`.
-    fn element(&mut self, end: usize) -> Result<(), Malformed> {
-        let [kind] = self.take(end)?;
+    /// Reads a field, or the end of the innermost document. Whether it was that of the outermost.
+    fn element(&mut self) -> Result<bool, Malformed> {
+        let [kind] = self.take(self.end)?;
         if kind == 0 {
-            if self.at != end {
+            if self.at != self.end {
                 return Err(Malformed::Bounds);
             }
-            self.ends.pop();
-            return Ok(());
+            let Some(outer) = self.outer.pop() else { return Ok(true) };
+            self.end = outer;
+            return Ok(false);
         }
         // The last byte of a document is its own.
-        let within = end - 1;
+        let within = self.end - 1;
         self.name(within)?;
         match kind {
             // Double, date, timestamp, 64-bit integer.
@@ -86,7 +86,8 @@ impl Scan<'_> {
             0x10 => self.skip(4, within),
             0x13 => self.skip(16, within),
             _ => Err(Malformed::Bson),
-        }
+        }?;
+        Ok(false)
     }
 
     fn take<const N: usize>(&mut self, within: usize) -> Result<[u8; N], Malformed> {
@@ -139,10 +140,11 @@ impl Scan<'_> {
         let length = self.length(within)?;
         let end =
             from.checked_add(length).filter(|end| length >= SHORTEST_DOCUMENT && *end <= within).ok_or(Malformed::Bounds)?;
-        if self.ends.len() > DEEPEST {
+        if self.outer.len() >= DEEPEST {
             return Err(Malformed::Depth);
         }
-        self.ends.push(end);
+        self.outer.push(self.end);
+        self.end = end;
         Ok(())
     }
 
@@ -153,6 +155,6 @@ impl Scan<'_> {
         let end = from.checked_add(length).filter(|end| *end <= within).ok_or(Malformed::Bounds)?;
         self.text(end)?;
         self.open(end)?;
-        if self.ends.last() == Some(&end) { Ok(()) } else { Err(Malformed::Bounds) }
+        if self.end == end { Ok(()) } else { Err(Malformed::Bounds) }
     }
 }
