@@ -1,14 +1,11 @@
 //! Progress for a person: a bar on a terminal, lines elsewhere.
 
-use std::{
-    io::IsTerminal as _,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io::IsTerminal as _, sync::Mutex, time::Duration};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use mongo_core::{
     clock::{Clock as _, SystemClock},
+    lock::lock,
     progress::{ProgressEvent, ProgressSink, Total},
 };
 
@@ -41,7 +38,7 @@ impl Default for TerminalProgress {
 
 impl ProgressSink for TerminalProgress {
     fn event(&self, event: &ProgressEvent) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         match event {
             ProgressEvent::PhaseStarted { phase, total, .. } if self.terminal => {
                 let bytes = match total {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use futures_util::TryStreamExt as _;
 use mongo_core::{
     Error, ErrorKind, Result,
     bson::{self, DateTime},
+    lock::lock,
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,14 +105,14 @@ impl MemoryAudit {
 
     /// The records so far, oldest first.
     pub fn records(&self) -> Vec<AuditRecord> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }
 
 #[async_trait]
 impl AuditSink for MemoryAudit {
     async fn append(&self, record: &AuditRecord) -> Result<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(record.clone());
+        lock(&self.0).push(record.clone());
         Ok(())
     }
 }

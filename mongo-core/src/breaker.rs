@@ -1,13 +1,14 @@
 //! A circuit breaker: stop asking a deployment that does not answer, and find out cheaply when it does again.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use crate::{
     clock::{Clock, SystemClock},
     error::{Error, ErrorKind, Result},
+    lock::lock,
 };
 
 /// When a breaker opens and closes.
@@ -171,7 +172,7 @@ impl CircuitBreaker {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

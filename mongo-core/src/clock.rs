@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use crate::lock::lock;
+
 /// Where a component takes the time from.
 ///
 /// Timers that only wait use tokio's clock, which tests can pause; a `Clock` is for time that ends up in a decision or
@@ -74,7 +76,7 @@ impl ManualClock {
 
     /// Moves both hands forward.
     pub fn advance(&self, by: Duration) {
-        *self.passed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += by;
+        *lock(&self.passed) += by;
     }
 }
 
@@ -84,6 +86,6 @@ impl Clock for ManualClock {
     }
 
     fn monotonic(&self) -> Duration {
-        *self.passed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        *lock(&self.passed)
     }
 }

@@ -8,6 +8,8 @@ mod error;
 pub mod filter;
 pub mod gate;
 mod health;
+#[doc(hidden)]
+pub mod lock;
 pub mod metrics;
 mod namespace;
 mod pattern;

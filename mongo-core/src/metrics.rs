@@ -13,10 +13,12 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
+
+use crate::lock::lock;
 
 #[cfg(feature = "metrics")]
 pub use facade::MetricsFacade;
@@ -172,8 +174,4 @@ fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
     let mut labels: Vec<_> = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     labels.sort_unstable();
     (name, labels)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,11 +3,13 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
+
+use crate::lock::lock;
 
 use tokio::time::Instant;
 
@@ -109,13 +111,13 @@ pub struct CollectedProgress(Mutex<Vec<ProgressEvent>>);
 impl CollectedProgress {
     /// The events so far, in order.
     pub fn events(&self) -> Vec<ProgressEvent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }
 
 impl ProgressSink for CollectedProgress {
     fn event(&self, event: &ProgressEvent) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
+        lock(&self.0).push(event.clone());
     }
 }
 

@@ -7,14 +7,17 @@
 //! fixed share of extra load.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    lock::lock,
+};
 
 /// How to retry: exponential backoff with full jitter, within a number of attempts and a deadline.
 ///
@@ -142,7 +145,7 @@ impl RetryBudget {
     }
 
     fn tokens(&self) -> std::sync::MutexGuard<'_, f64> {
-        self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.tokens)
     }
 }
 

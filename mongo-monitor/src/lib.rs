@@ -14,7 +14,6 @@ mod history;
 #[cfg(feature = "http")]
 mod http;
 mod lacking;
-mod lock;
 mod member;
 mod metric;
 mod monitor;

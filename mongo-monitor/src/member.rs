@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use mongo_core::{CancellationToken, mongodb::Client};
+use mongo_core::{CancellationToken, lock::lock, mongodb::Client};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -15,7 +15,6 @@ use crate::{
     current_operations::SlowOperation,
     diagnostics::Diagnostics,
     history::History,
-    lock::lock,
     monitor::{CollectorView, MemberView, MonitorSettings},
     reading::{Reading, Sample, reading},
     replica_set,

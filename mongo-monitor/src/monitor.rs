@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
@@ -10,6 +10,7 @@ use mongo_core::{
     CancellationToken, ConnectOptions, Error, ErrorKind, Result,
     bson::DateTime,
     clock::{Clock, SystemClock},
+    lock::{self, lock},
     metrics::MetricsSink,
     mongodb::{
         Client,
@@ -31,7 +32,6 @@ use crate::{
     export::Export,
     failover::{FailoverEvent, FailoverSink},
     history::{Point, Summary},
-    lock::lock,
     member::{Member, Taken},
     metric::Metric,
     reading::{Reading, Sample},
@@ -300,7 +300,7 @@ impl Monitor {
     ///
     /// `None` for a member or a metric that is not known, and if it was not read in that while.
     pub fn summary(&self, host: &str, name: &str, labels: &[&str], last: Duration) -> Option<Summary> {
-        let members = self.shared.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = lock::read(&self.shared.members);
         lock(&members.get(host)?.history).summary(metric(name)?, labels, last)
     }
 
@@ -356,7 +356,7 @@ impl Monitor {
 
     /// What every series of a member was over the newest while of a length.
     pub(crate) fn summaries(&self, host: &str, last: Duration) -> Vec<(&'static Metric, Vec<String>, Summary)> {
-        let members = self.shared.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = lock::read(&self.shared.members);
         members.get(host).map(|member| lock(&member.history).summaries(last)).unwrap_or_default()
     }
 
@@ -379,7 +379,7 @@ impl Shared {
         last: Duration,
         is_wanted: impl Fn(&[String]) -> bool,
     ) -> Vec<(Vec<String>, Summary)> {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = lock::read(&self.members);
         let Some(member) = members.get(host) else { return Vec::new() };
         let stale_after = member.stale_after(metric.name).unwrap_or_default();
         lock(&member.history).current(metric, last, stale_after, is_wanted)
@@ -422,7 +422,7 @@ impl Shared {
     }
 
     fn members(&self) -> Vec<Arc<Member>> {
-        self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        lock::read(&self.members).values().cloned().collect()
     }
 
     /// Looks who is there, now and then, and has everybody sampled.
@@ -501,20 +501,20 @@ impl Shared {
 
     /// Whether the members that are known are all of the deployment.
     pub(crate) fn knows_members(&self) -> bool {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = lock::read(&self.members);
         let told = self.watch.members_of_set().unwrap_or_default();
         self.watch.has_found_somebody() && !members.is_empty() && told.iter().all(|host| members.contains_key(host))
     }
 
     /// Whether all that there is of a metric of a member has been read just now.
     pub(crate) fn is_read_whole(&self, host: &str, metric: &str) -> bool {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let members = lock::read(&self.members);
         members.get(host).is_some_and(|member| member.is_read_whole(metric, self.clock.monotonic()))
     }
 
     /// Begins to sample who is new, and no longer samples who is gone.
     fn take_up(self: &Arc<Self>, hosts: BTreeSet<String>, sampling: &mut JoinSet<()>) {
-        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        let mut members = lock::write(&self.members);
         members.retain(|host, member| {
             let stays = hosts.contains(host);
             if !stays {

@@ -4,11 +4,13 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
+
+use mongo_core::lock::lock;
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -61,7 +63,7 @@ struct Of {
 impl Connection {
     /// Notes who it is.
     pub(crate) fn is_of(&self, who: &Who) {
-        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut of = lock(&self.of);
         of.application.clone_from(&who.application);
         of.users.clone_from(&who.users);
     }
@@ -78,7 +80,7 @@ impl Connection {
     }
 
     fn status(&self) -> ConnectionStatus {
-        let of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = lock(&self.of);
         ConnectionStatus {
             id: self.id,
             client: self.client,
@@ -102,7 +104,7 @@ pub(crate) struct Connections {
 impl Connections {
     /// Takes one in, unless there are so many already.
     pub(crate) fn open(&self, client: SocketAddr, upstream: &str, at_most: usize) -> Option<Arc<Connection>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.open);
         if open.len() >= at_most {
             return None;
         }
@@ -121,11 +123,11 @@ impl Connections {
 
     /// Forgets one, and says how many there are now.
     pub(crate) fn close(&self, id: u64) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.open).remove(&id);
     }
 
     pub(crate) fn number(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.open).len()
     }
 
     /// How many there have been.
@@ -134,7 +136,7 @@ impl Connections {
     }
 
     pub(crate) fn list(&self) -> Vec<ConnectionStatus> {
-        let open: Vec<_> = self.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let open: Vec<_> = lock(&self.open).values().cloned().collect();
         open.iter().map(|connection| connection.status()).collect()
     }
 }

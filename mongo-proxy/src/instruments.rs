@@ -2,13 +2,16 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use mongo_core::metrics::{Counter, Gauge, Histogram, MetricsSink};
+use mongo_core::{
+    lock::lock,
+    metrics::{Counter, Gauge, Histogram, MetricsSink},
+};
 
 use crate::{
     connections::Connections,
@@ -89,7 +92,7 @@ impl Instruments {
 
     /// Tells how many there are. One after the other, so that what is told last is what is so.
     pub(crate) fn connections(&self, connections: &Connections) {
-        let gauge = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauge = lock(&self.connections);
         gauge.set(connections.number() as f64);
     }
 

@@ -4,11 +4,11 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use bson::RawDocument;
-use mongo_core::{Error, Result};
+use mongo_core::{Error, Result, lock::lock};
 use tokio::{net::TcpListener, sync::mpsc};
 
 /// A listener, and the server behind it.
@@ -56,7 +56,7 @@ impl Members {
     /// The address that clients see in the place of a member's. For one that was not there before a door is opened.
     pub(crate) fn shown(&self, member: &str) -> Option<String> {
         let member = member.to_lowercase();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         if let Some(shown) = known.shown.get(&member) {
             return Some(shown.clone());
         }
@@ -76,7 +76,7 @@ impl Members {
 
     /// All that are known, as they are called and as clients see them.
     pub(crate) fn all(&self) -> Vec<(String, String)> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.known);
         known.shown.iter().map(|(member, shown)| (member.clone(), shown.clone())).collect()
     }
 

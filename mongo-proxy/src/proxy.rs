@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
@@ -17,6 +17,7 @@ use bson::{RawDocument, RawDocumentBuf, rawdoc};
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Result,
     clock::SystemClock,
+    lock::{self, lock},
     metrics::{MetricsSink, NoMetrics},
 };
 use tokio::{
@@ -33,16 +34,12 @@ use crate::{
     connections::{Connection, Connections},
     instruments::Instruments,
     members::{self, Door, Members},
-    peer::{LARGE, Peer, prepare},
+    peer::{Gone, LARGE, Peer, prepare},
     requests::Requests,
     rules::{RuleBook, Rules},
     session::{Ended, Session, wants_api_version},
     stream::Stream,
-    wire::{
-        header::{HEADER, Header, Opcode},
-        reply,
-        scan::Scan,
-    },
+    wire::reply::{self, LONGEST_READ, Whole},
 };
 
 /// A proxy that listens.
@@ -147,19 +144,19 @@ impl Shared {
 
     /// The rules that are in force now.
     pub(crate) fn rules(&self) -> Arc<RuleBook> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&lock::read(&self.rules))
     }
 
     /// Puts others in force.
     pub(crate) fn set_rules(&self, rules: &Rules) -> Result<u64> {
         // One after the other, so that no two have the same number; and apart from who only reads.
-        let _alone = self.setting_rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.setting_rules);
         // Of rules that are not fit nothing is left in the metrics.
         rules.check()?;
         let before = self.rules();
         let version = before.version + 1;
         let book = Arc::new(RuleBook::new(rules, version, Some(&before), self.metrics.as_ref())?);
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = book;
+        *lock::write(&self.rules) = book;
         Ok(version)
     }
 
@@ -473,28 +470,23 @@ impl Shared {
     }
 
     async fn ask(&self, server: &mut Peer, command: &RawDocument) -> io::Result<RawDocumentBuf> {
-        let wrong = || io::Error::from(io::ErrorKind::InvalidData);
-        let asks = Header { length: HEADER, request_id: 0, response_to: 0, opcode: Opcode::Message };
-        let request = reply::to(asks, 1, command);
-        server.send(&request, self.settings.connect_within).await.map_err(|gone| io::Error::other(gone.to_string()))?;
+        let wrong = |_| io::Error::from(io::ErrorKind::InvalidData);
+        let gone = |gone: Gone| io::Error::other(gone.to_string());
+        server.send(&reply::request(1, command), self.settings.connect_within).await.map_err(gone)?;
         let header = loop {
             if let Some(header) = server.header() {
-                break header.map_err(|_| wrong())?;
+                break header.map_err(wrong)?;
             }
-            server.fill(LARGE).await.map_err(|gone| io::Error::other(gone.to_string()))?;
+            server.fill(LARGE).await.map_err(gone)?;
         };
-        if header.length > LARGE || header.response_to != 1 {
-            return Err(wrong());
+        if header.length > LONGEST_READ || header.response_to != 1 {
+            return Err(io::ErrorKind::InvalidData.into());
         }
         while server.buffered().len() < header.length {
-            server.fill(LARGE).await.map_err(|gone| io::Error::other(gone.to_string()))?;
+            server.fill(LARGE).await.map_err(gone)?;
         }
-        let mut scan = Scan::new(header);
-        scan.advance(&server.buffered()[HEADER..header.length]).map_err(|_| wrong())?;
-        let body = scan.body().filter(|_| scan.is_complete()).ok_or_else(wrong)?;
-        let answer = RawDocumentBuf::from_bytes(server.buffered()[body].to_vec()).map_err(|_| wrong())?;
-        server.used(header.length);
-        Ok(answer)
+        let answer = Whole::read(header, server.take(header.length)).map_err(wrong)?;
+        answer.document().map(ToOwned::to_owned).map_err(wrong)
     }
 }
 

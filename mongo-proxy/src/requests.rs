@@ -6,11 +6,13 @@ use std::{
     collections::VecDeque,
     net::SocketAddr,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
+
+use mongo_core::lock::lock;
 
 use serde::{Deserialize, Serialize};
 
@@ -111,7 +113,7 @@ impl Requests {
             rules = ?request.rules,
             "a request"
         );
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         if last.len() >= KEPT {
             last.pop_front();
         }
@@ -120,7 +122,7 @@ impl Requests {
 
     /// The last of them, the oldest first.
     pub(crate) fn last(&self) -> Vec<LoggedRequest> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        lock(&self.last).iter().cloned().collect()
     }
 }
 

@@ -3,10 +3,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
 };
 
-use mongo_core::{Error, Result};
+use mongo_core::{Error, Result, lock};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
@@ -83,12 +83,12 @@ impl Listening {
     /// Reads the file again, for the connections to come; what clients remember of the old certificate is forgotten with it. If the file is not fit, all stays as it is.
     pub(crate) fn reload(&self) -> Result<()> {
         let config = listening(&self.file)?;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        *lock::write(&self.config) = config;
         Ok(())
     }
 
     pub(crate) async fn accept(&self, client: TcpStream) -> io::Result<Stream> {
-        let config = Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner));
+        let config = Arc::clone(&lock::read(&self.config));
         let stream = TlsAcceptor::from(config).accept(client).await?;
         Ok(Stream::Tls(Box::new(stream.into())))
     }
@@ -132,7 +132,7 @@ impl Connecting {
     /// Reads the files again, for the connections to come. If they are not fit, all stays as it is.
     pub(crate) fn reload(&self) -> Result<()> {
         let config = connecting(&self.tls)?;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        *lock::write(&self.config) = config;
         Ok(())
     }
 
@@ -143,7 +143,7 @@ impl Connecting {
             Some(name) => name.clone(),
             None => ServerName::try_from(host()).map_err(io::Error::other)?,
         };
-        let config = Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner));
+        let config = Arc::clone(&lock::read(&self.config));
         let stream = TlsConnector::from(config).connect(name, server).await?;
         Ok(Stream::Tls(Box::new(stream.into())))
     }

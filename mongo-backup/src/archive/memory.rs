@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use futures_util::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use mongo_core::Result;
+use mongo_core::{Result, lock::lock};
 
 use super::{ArchiveSink, ObjectMeta, ObjectName, PutMode, PutOutcome, not_found, past_the_end};
 
@@ -30,7 +30,7 @@ impl MemoryArchive {
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<ObjectName, Bytes>> {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.objects)
     }
 }
 

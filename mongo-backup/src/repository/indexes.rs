@@ -2,11 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, atomic::Ordering::SeqCst},
+    sync::{Arc, atomic::Ordering::SeqCst},
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use mongo_core::{Error, ErrorKind, Result};
+use mongo_core::{Error, ErrorKind, Result, lock};
 
 use super::{
     READS_AT_ONCE, Repository,
@@ -103,7 +103,7 @@ impl Repository {
         let listed = self.list_indexes().await?;
         let inventory = listed.inventory();
         // Its number stays: what somebody else is reading in full, and may find damaged, is not outdone by having looked at names.
-        if self.0.index.read().unwrap_or_else(PoisonError::into_inner).inventory.as_ref() == Some(&inventory) {
+        if lock::read(&self.0.index).inventory.as_ref() == Some(&inventory) {
             return Ok(());
         }
         self.read_current_index(number, listed).await
@@ -116,7 +116,7 @@ impl Repository {
         let index = tokio::task::spawn_blocking(move || reading.into_index()).await?;
         tracing::debug!(segments = index.len(), packs = index.packs().len(), "index read");
         let inventory = inventory.filter(|_| index.unusable().is_empty());
-        let mut current = self.0.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock::write(&self.0.index);
         if current.number < number {
             *current = CurrentIndex { number, index: Arc::new(index), damaged, inventory };
         }
@@ -270,11 +270,11 @@ impl Repository {
 
     /// Index objects and directories that cannot be read, and what is wrong with them.
     pub(crate) fn damaged_indexes(&self) -> Vec<(String, String)> {
-        self.0.index.read().unwrap_or_else(PoisonError::into_inner).damaged.clone()
+        lock::read(&self.0.index).damaged.clone()
     }
 
     pub(crate) fn index(&self) -> Arc<Index> {
-        Arc::clone(&self.0.index.read().unwrap_or_else(PoisonError::into_inner).index)
+        Arc::clone(&lock::read(&self.0.index).index)
     }
 
     /// The objects of packs that the index names but that are missing or have another size.

@@ -26,10 +26,10 @@ pub(crate) mod testing;
 mod tombstone;
 pub(crate) mod tree;
 
-use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicU64};
+use std::sync::{Arc, RwLock, atomic::AtomicU64};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use mongo_core::{Error, ErrorKind, Result, bson};
+use mongo_core::{Error, ErrorKind, Result, bson, lock};
 
 use self::{
     config::Config,
@@ -239,7 +239,7 @@ impl Repository {
     }
 
     pub(crate) fn config(&self) -> Arc<Config> {
-        Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&lock::read(&self.0.config))
     }
 }
 

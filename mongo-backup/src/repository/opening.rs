@@ -1,9 +1,9 @@
 //! Opening a repository, making one, and its keys.
 
-use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicU64};
+use std::sync::{Arc, RwLock, atomic::AtomicU64};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use mongo_core::{Error, ErrorKind, Result};
+use mongo_core::{Error, ErrorKind, Result, lock};
 
 use super::{
     Inner, Repository,
@@ -112,7 +112,7 @@ impl Repository {
             let theirs =
                 read_config(&**self.archive()).await?.ok_or_else(|| Error::internal("the config exists and does not"))?;
             let (config, opened_with) = unlock(&**self.archive(), theirs, key).await?;
-            *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+            *lock::write(&self.0.config) = Arc::new(config);
             if let Some(id) = id.filter(|id| opened_with.as_ref() != Some(id)) {
                 self.archive().delete(&key_name(&id)?).await?;
             }
@@ -126,7 +126,7 @@ impl Repository {
             }
             id
         };
-        *self.0.opened_with.write().unwrap_or_else(PoisonError::into_inner) = opened_with;
+        *lock::write(&self.0.opened_with) = opened_with;
         *unmade = None;
         self.reload_index().await
     }
@@ -141,7 +141,7 @@ impl Repository {
     /// # Errors
     /// `CorruptData` for a damaged key, naming its object; the archive's own.
     pub async fn keys(&self) -> Result<Vec<KeyInfo>> {
-        let in_use = self.0.opened_with.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let in_use = lock::read(&self.0.opened_with).clone();
         let mut keys = Vec::new();
         for (id, record) in read_keys(&**self.archive()).await? {
             let record = record?;
@@ -227,7 +227,7 @@ impl Repository {
 
     async fn rotate_key_unrecorded(&self, key: &Key, label: &str) -> Result<KeyId> {
         let added = self.add_key_unrecorded(key, label).await?;
-        let before = self.0.opened_with.write().unwrap_or_else(PoisonError::into_inner).replace(added.clone());
+        let before = lock::write(&self.0.opened_with).replace(added.clone());
         if let Some(before) = before {
             self.archive().delete(&key_name(&before)?).await?;
         }

@@ -3,13 +3,13 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
 use bytes::Bytes;
-use mongo_core::{CancellationToken, Error, ErrorKind, Result};
+use mongo_core::{CancellationToken, Error, ErrorKind, Result, lock::lock};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -347,10 +347,6 @@ impl Compressing {
         }
         self.store.send_full().await
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Uploader {

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use mongo_core::{Error, Namespace, Result, transfer::write::Refused};
+use mongo_core::{Error, Namespace, Result, lock::lock, transfer::write::Refused};
 use serde::{Deserialize, Serialize};
 
 use super::{DefinitionFailure, RefusedDocument, run::is_final};
@@ -101,7 +101,7 @@ impl Tally {
     }
 
     fn totals(&self) -> MutexGuard<'_, Totals> {
-        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.totals)
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use async_trait::async_trait;
 
 use super::{StateName, StateStore, check_size};
-use crate::error::Result;
+use crate::{error::Result, lock::lock};
 
 /// Keeps states in memory. They survive an operation that fails, and nothing more.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ impl MemoryState {
     }
 
     fn states(&self) -> MutexGuard<'_, BTreeMap<StateName, Vec<u8>>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.states)
     }
 }
 

@@ -5,10 +5,7 @@
 //! majority holds the last of many writes of one term, it holds all of them. So a bulk load may write with `w: 1`, note
 //! where in the oplog each batch came to stand, and settle all of them at the end.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
 use mongodb::bson::{Document, Timestamp, doc};
 use tokio::time::Instant;
@@ -18,6 +15,7 @@ use super::write::WriteOutcome;
 use crate::{
     connect::{Deployment, integer},
     error::{Error, ErrorKind, Result},
+    lock::lock,
 };
 
 /// A place in the oplog of a replica set: a time in the term of one primary.
@@ -66,7 +64,7 @@ impl PendingMajority {
 
     /// Notes where a write came to stand.
     pub fn note(&self, written: OpTime) {
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = lock(&self.noted);
         *noted = Some(noted.map_or((written, written), |(first, last)| (first.min(written), last.max(written))));
     }
 
@@ -109,7 +107,7 @@ impl PendingMajority {
     /// # Cancel safety
     /// Dropping the future ends the waiting and nothing else.
     pub async fn settle(&self, deployment: &Deployment, cancel: &CancellationToken) -> Result<()> {
-        let noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = *lock(&self.noted);
         let Some((first, last)) = noted else { return Ok(()) };
         if first.term != last.term {
             return Err(elected());

@@ -1,9 +1,8 @@
 //! Who is told of alerts.
 
-use std::{
-    fmt,
-    sync::{Mutex, PoisonError},
-};
+use std::{fmt, sync::Mutex};
+
+use mongo_core::lock::lock;
 
 use super::engine::{Alert, AlertPhase};
 use crate::failover::{FailoverEvent, FailoverKind, FailoverSink};
@@ -55,23 +54,23 @@ pub struct CollectingSink {
 impl CollectingSink {
     /// The alerts that were told since the last call.
     pub fn take(&self) -> Vec<Alert> {
-        std::mem::take(&mut self.alerts.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.alerts))
     }
 
     /// The failovers that were told since the last call.
     pub fn take_failovers(&self) -> Vec<FailoverEvent> {
-        std::mem::take(&mut self.failovers.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.failovers))
     }
 }
 
 impl FailoverSink for CollectingSink {
     fn tell_failover(&self, event: &FailoverEvent) {
-        self.failovers.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
+        lock(&self.failovers).push(event.clone());
     }
 }
 
 impl AlertSink for CollectingSink {
     fn tell(&self, news: &[Alert]) {
-        self.alerts.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(news);
+        lock(&self.alerts).extend_from_slice(news);
     }
 }

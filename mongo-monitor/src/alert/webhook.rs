@@ -3,11 +3,13 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use mongo_core::{CancellationToken, Error, ErrorKind, Result, RetryBudget, RetryPolicy, Secret, bson::DateTime, retry};
+use mongo_core::{
+    CancellationToken, Error, ErrorKind, Result, RetryBudget, RetryPolicy, Secret, bson::DateTime, lock::lock, retry,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -142,7 +144,7 @@ impl Drop for WebhookSink {
 
 impl Outbox {
     fn add(&self, message: Vec<u8>, host: &str) {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut messages = lock(&self.messages);
         if messages.len() >= self.settings.waiting.max(1) {
             messages.pop_front();
             self.done.send_modify(|done| *done += 1);
@@ -156,7 +158,7 @@ impl Outbox {
     async fn send_all(self: Arc<Self>, client: reqwest::Client, url: reqwest::Url, host: String, stop: CancellationToken) {
         let mut told = self.told.subscribe();
         loop {
-            let message = self.messages.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let message = lock(&self.messages).pop_front();
             let Some(message) = message else {
                 tokio::select! {
                     () = stop.cancelled() => return,

@@ -14,6 +14,7 @@ use std::{
 use mongo_core::{
     bson::DateTime,
     clock::{Clock, SystemClock},
+    lock::lock,
     mongodb::{
         event::{EventHandler, cmap::CmapEvent, command::CommandEvent, sdam::SdamEvent},
         options::ClientOptions,
@@ -25,7 +26,6 @@ use tokio::sync::watch;
 use self::{commands::Commands, pools::Pools, topology::TopologyWatch};
 use crate::{
     failover::{FailoverEvent, FailoverSink, Moment},
-    lock::lock,
     reading::{self, Reading},
 };
 

@@ -3,13 +3,16 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use mongo_core::rate::{Rate, RateLimit};
+use mongo_core::{
+    lock::lock,
+    rate::{Rate, RateLimit},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -40,7 +43,7 @@ impl<T> Keyed<T> {
         is_idle: impl Fn(&T) -> bool,
         work: impl FnOnce(&mut T) -> R,
     ) -> R {
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = lock(&self.0);
         let entries = &mut *entries;
         if let Some(entry) = entries.by_key.get_mut(key) {
             return work(entry);
@@ -95,10 +98,6 @@ impl Drop for Turn {
             lock(limit).give_back(*mark);
         }
     }
-}
-
-fn lock(limit: &Mutex<RateLimit>) -> MutexGuard<'_, RateLimit> {
-    limit.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// So many at once for each key.

@@ -1,9 +1,6 @@
 //! From the server to the client.
 
-use std::{
-    ops::Range,
-    sync::atomic::{AtomicI32, Ordering::Relaxed},
-};
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 use bson::{RawDocument, RawDocumentBuf, rawdoc};
 
@@ -15,8 +12,9 @@ use crate::{
     wire::{
         Malformed, bson_scan, compression,
         header::{HEADER, Header, Opcode},
-        reply, rewrite,
-        scan::{EXHAUST_ALLOWED, MORE_TO_COME, Scan},
+        reply::{self, LONGEST_READ, Whole},
+        rewrite,
+        scan::{EXHAUST_ALLOWED, MORE_TO_COME},
     },
 };
 
@@ -98,20 +96,21 @@ impl Session<'_> {
 
     /// Passes on the reply to a hello or to who logs in, after having looked into it; and gives its flags, and whether somebody is logged in or out by it.
     async fn pass_back_changed(&mut self, reply: Header, expects: Expects) -> Result<(u32, bool), Ended> {
-        let Whole { header, message, body, flags } = self.whole_reply(reply).await?;
-        let answer = RawDocument::from_bytes(&message[body.clone()]).map_err(|_| Ended::WrongReply)?;
+        let whole = self.whole_reply(reply).await?;
+        let answer = whole.document().map_err(|_| Ended::WrongReply)?;
+        let Whole { header, message, body, flags } = &whole;
         let is_logged_in = expects.login && is_login(answer, expects.hello);
         let members = self.shared.members().filter(|_| expects.hello);
         let is_good = answer.get("ok").is_ok_and(|ok| ok.is_some_and(is_one));
         if is_good && (members.is_some() || expects.load_balanced) {
             let document = hello::answer(answer, members, expects.load_balanced).map_err(|_| Ended::WrongReply)?;
-            let (mut head, checksum) = rewrite::head(&message, header, body.clone(), &document);
+            let (mut head, checksum) = rewrite::head(message, *header, body.clone(), &document);
             head.extend_from_slice(&message[body.end..message.len() - checksum]);
             self.send_to_client(&head).await?;
         } else {
-            self.send_to_client(&message).await?;
+            self.send_to_client(message).await?;
         }
-        Ok((flags, is_logged_in))
+        Ok((*flags, is_logged_in))
     }
 
     /// Who takes memory that others need must be somebody whom the server serves.
@@ -165,46 +164,25 @@ impl Session<'_> {
     async fn ask(&mut self, command: &RawDocument) -> Result<RawDocumentBuf, Ended> {
         static NUMBER: AtomicI32 = AtomicI32::new(1);
         let request_id = NUMBER.fetch_add(1, Relaxed);
-        let request =
-            reply::to(Header { length: HEADER, request_id: 0, response_to: 0, opcode: Opcode::Message }, request_id, command);
+        let request = reply::request(request_id, command);
         self.server.send(&request, self.shared.settings.message_within).await.map_err(Ended::Server)?;
         let reply = self.next_reply(false).await?;
         if reply.response_to != request_id {
             return Err(Ended::WrongReply);
         }
-        let Whole { message, body, .. } = self.whole_reply(reply).await?;
-        RawDocumentBuf::from_bytes(message[body].to_vec()).map_err(|_| Ended::WrongReply)
+        let answer = self.whole_reply(reply).await?;
+        answer.document().map(ToOwned::to_owned).map_err(|_| Ended::WrongReply)
     }
 
     /// Reads a short reply as a whole, inflates and checks it.
     async fn whole_reply(&mut self, reply: Header) -> Result<Whole, Ended> {
-        if reply.length > LONGEST_LOOKED_AT {
+        if reply.length > LONGEST_READ {
             return Err(Ended::WrongReply);
         }
         while self.server.buffered().len() < reply.length {
             self.more_of_the_server().await?;
         }
-        let message = self.server.take(reply.length);
-        let (header, message) = match reply.opcode {
-            Opcode::Compressed => {
-                let says = compression::says(&message[HEADER..]).map_err(|_| Ended::WrongReply)?;
-                if says > LONGEST_LOOKED_AT {
-                    return Err(Ended::WrongReply);
-                }
-                compression::inflate(reply, &message[HEADER..]).map_err(|_| Ended::WrongReply)?
-            }
-            _ => (reply, message),
-        };
-        if header.opcode == Opcode::Reply {
-            // Flags, a cursor, where it begins, how many there are.
-            let body = HEADER + 20..message.len();
-            bson_scan::check(message.get(body.clone()).ok_or(Ended::WrongReply)?).map_err(|_| Ended::WrongReply)?;
-            return Ok(Whole { header, message, body, flags: 0 });
-        }
-        let mut scan = Scan::new(header);
-        scan.advance(&message[HEADER..]).map_err(|_| Ended::WrongReply)?;
-        let body = scan.body().filter(|_| scan.is_complete()).ok_or(Ended::WrongReply)?;
-        Ok(Whole { header, message, body, flags: scan.flags() })
+        Whole::read(reply, self.server.take(reply.length)).map_err(|_| Ended::WrongReply)
     }
 
     async fn send_to_client(&mut self, message: &[u8]) -> Result<(), Ended> {
@@ -296,14 +274,6 @@ impl Session<'_> {
     }
 }
 
-/// A reply that is there as a whole, and not compressed.
-struct Whole {
-    header: Header,
-    message: Vec<u8>,
-    body: Range<usize>,
-    flags: u32,
-}
-
 /// Whether a server has answered that it must be told the version of its interface (`requireApiVersion`): for that its code has no name.
 pub(crate) fn wants_api_version(answer: &RawDocument) -> bool {
     matches!(answer.get("code"), Ok(Some(code)) if matches!(code.as_i32(), Some(API_VERSION_REQUIRED | API_VERSION_ERROR)))
@@ -330,5 +300,3 @@ fn is_one(value: bson::RawBsonRef<'_>) -> bool {
 const INFLATED_FOR_A_LOOK: usize = 16 << 10;
 const API_VERSION_REQUIRED: i32 = 498_870;
 const API_VERSION_ERROR: i32 = 322;
-/// Answers to hellos and to who logs in are some hundred bytes, and some thousand in a large replica set.
-const LONGEST_LOOKED_AT: usize = 1 << 20;

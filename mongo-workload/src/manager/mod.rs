@@ -10,7 +10,7 @@ use std::{
     num::NonZeroU32,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -18,6 +18,7 @@ use std::{
 
 use mongo_core::{
     CancellationToken, Error, ErrorKind, Result, RetryBudget, RetryPolicy,
+    lock::lock,
     metrics::{MetricsSink, NoMetrics},
     rate::RateLimit,
     retry,
@@ -334,7 +335,7 @@ impl Inner {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(crate) fn class(&self, index: ClassIndex) -> &Class {

@@ -1,12 +1,8 @@
 //! When a second member is asked as well.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 
-use mongo_core::RetryBudget;
+use mongo_core::{RetryBudget, lock::lock};
 
 /// Knows how long reads take, and pays for second ones.
 #[derive(Debug)]
@@ -43,7 +39,7 @@ impl Hedges {
     }
 
     fn with<T>(&self, shape: &str, see: impl FnOnce(&mut Recent) -> T) -> T {
-        let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shapes = lock(&self.shapes);
         if let Some(recent) = shapes.get_mut(shape) {
             return see(recent);
         }

@@ -2,11 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use mongo_core::{
-    CircuitBreaker, Error, ErrorKind, Result, RetryBudget, breaker::BreakerPermit, metrics::MetricsSink,
+    CircuitBreaker, Error, ErrorKind, Result, RetryBudget, breaker::BreakerPermit, lock::lock, metrics::MetricsSink,
     mongodb::options::SelectionCriteria,
 };
 use tokio::time::Instant;
@@ -57,7 +57,7 @@ impl Members {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_address)
     }
 
     /// Takes over what members have said. Who has not answered is known as before, for as long as that is believed; who does not belong to the set any more is forgotten then.

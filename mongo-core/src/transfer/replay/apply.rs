@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     connect::{Deployment, ServerVersion, Topology},
     error::{Error, ErrorKind, Result, classify_code},
+    lock::lock,
     namespace::Namespace,
     retry::{RetryBudget, RetryPolicy, retry},
     transfer::{
@@ -151,7 +152,7 @@ impl Applier {
     }
 
     pub(super) fn missing(&self) -> Result<Vec<Missing>> {
-        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = lock(&self.missing);
         let each = missing.iter().flat_map(|(namespace, ids)| ids.iter().map(move |id| (namespace, id)));
         each.map(|(namespace, id)| Ok(Missing { namespace: namespace.clone(), id: id.to_key()? })).collect()
     }
@@ -162,13 +163,13 @@ impl Applier {
     }
 
     fn note(&self, namespace: &Namespace, id: OwnedId) {
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing = lock(&self.missing);
         missing.entry(namespace.clone()).or_default().insert(id);
     }
 
     /// What was missing may be put or deleted now.
     fn forget_settled(&self, steps: &[Step]) {
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing = lock(&self.missing);
         if missing.is_empty() {
             return;
         }
