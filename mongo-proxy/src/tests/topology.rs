@@ -5,10 +5,6 @@ use bson::oid::ObjectId;
 use super::*;
 use crate::Topology;
 
-fn body_of(message: &[u8]) -> Document {
-    Document::from_reader(&message[HEADER + 5..]).unwrap()
-}
-
 /// A hello comes to the server and is answered: what the server has seen, and what the client sees.
 async fn hello(client: &mut TcpStream, server: &mut TcpStream, asks: &Document, answer: &Document) -> (Document, Document) {
     client.write_all(&message(1, 0, 0, asks)).await.unwrap();

@@ -1,5 +1,7 @@
 //! Messages as drivers write them, whole and in pieces, and all that is none.
 
+use std::time::Duration;
+
 use bson::{Bson, Document, doc, oid::ObjectId, spec::BinarySubtype};
 use proptest::prelude::*;
 
@@ -413,4 +415,15 @@ fn walk(document: &bson::RawDocument) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_document_is_changed_where_it_should_be_and_nowhere_else() {
+    let mut body = doc! { "find": "c", "maxTimeMS": 3, "let": everything(), "$db": "d" };
+    let raw = bson::RawDocumentBuf::try_from(&body).unwrap();
+    assert_eq!(rewrite::document(&raw, &[], &bson::RawDocumentBuf::new()).unwrap(), raw);
+    let changed = rewrite::command(&raw, Some(Duration::from_millis(7)), None).unwrap();
+    body.remove("maxTimeMS");
+    body.insert("maxTimeMS", 7_i64);
+    assert_eq!(Document::try_from(changed.as_ref()).unwrap(), body);
 }
