@@ -1,6 +1,10 @@
 //! What a proxy costs whoever goes through it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use mongo_core::{
@@ -15,19 +19,18 @@ use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     process::{Child, Command},
+    sync::oneshot,
     task::JoinSet,
     time::{Instant, sleep},
 };
 
-use crate::middle;
-
 #[derive(Args, Clone)]
 pub(crate) struct ProxyBench {
     /// How long each is measured, each time
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     seconds: u64,
     /// How often each is measured
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 15)]
     runs: usize,
     /// Connections at once
     #[arg(long, value_name = "N", default_values_t = [1, 16])]
@@ -45,7 +48,7 @@ pub(crate) struct ProxyBench {
 pub(crate) struct Row {
     way: &'static str,
     connections: u32,
-    /// Medians of the runs; microseconds for one lookup.
+    /// Means of the middle half of the runs; microseconds for one lookup.
     p50: f64,
     p99: f64,
     /// Beyond the direct way in the same run.
@@ -76,39 +79,33 @@ pub(crate) async fn rows(uri: Option<&str>, settings: &ProxyBench) -> Result<Vec
     let server = host.deployment.hosts().first().map(ToString::to_string);
     let server = server.ok_or_else(|| Error::invalid("the deployment has no host"))?;
     fill(&host.deployment, settings.documents).await?;
-    let forwarder = on_a_thread_of_its_own(forward(server.clone()))?;
-    let ours = on_a_thread_of_its_own(ours(server.clone()))?;
-    let mut ways =
-        vec![("direct", server.clone()), ("a plain forwarder", forwarder.to_string()), ("mongo-proxy", ours.to_string())];
     let peer = settings.peer.iter().find_map(|peer| peer.strip_prefix("haproxy=").map(PathBuf::from));
-    let mut haproxy = match &peer {
-        Some(path) => Some(start_haproxy(path, &server).await?),
-        None => None,
-    };
-    ways.extend(haproxy.iter().map(|haproxy| ("haproxy, mode tcp", haproxy.address.to_string())));
+    let ways: Vec<Way> = [Way::Direct, Way::Forwarder, Way::Ours].into_iter().chain(peer.map(Way::HaProxy)).collect();
     let mut rows = Vec::new();
     for connections in &settings.connections {
         let mut measured: Vec<Vec<Once>> = ways.iter().map(|_| Vec::new()).collect();
-        for _ in 0..settings.runs.max(1) {
-            for ((_, address), measured) in ways.iter().zip(&mut measured) {
-                measured.push(lookups(address, *connections, settings).await?);
+        for run in 0..settings.runs.max(1) {
+            // In another order each time, and opened anew: where a system puts a thread first it may stay, and be woken fast or slowly for as long.
+            for turn in 0..ways.len() {
+                let which = (run + turn) % ways.len();
+                let open = ways[which].open(&server).await?;
+                measured[which].push(lookups(&open.address, *connections, settings).await?);
+                open.close().await?;
             }
         }
-        for ((way, _), runs) in ways.iter().zip(&measured) {
-            let added = |of: fn(&Once) -> f64| middle(runs.iter().zip(&measured[0]).map(|(one, direct)| of(one) - of(direct)));
+        for (way, runs) in ways.iter().zip(&measured) {
+            let added =
+                |of: fn(&Once) -> f64| middle_half(runs.iter().zip(&measured[0]).map(|(one, direct)| of(one) - of(direct)));
             rows.push(Row {
-                way,
+                way: way.name(),
                 connections: *connections,
-                p50: middle(runs.iter().map(|once| once.p50)),
-                p99: middle(runs.iter().map(|once| once.p99)),
+                p50: middle_half(runs.iter().map(|once| once.p50)),
+                p99: middle_half(runs.iter().map(|once| once.p99)),
                 added_p50: added(|once| once.p50),
                 added_p99: added(|once| once.p99),
-                per_second: middle(runs.iter().map(|once| once.per_second)),
+                per_second: middle_half(runs.iter().map(|once| once.per_second)),
             });
         }
-    }
-    if let Some(haproxy) = &mut haproxy {
-        haproxy.process.kill().await.map_err(no_way)?;
     }
     host.deployment.database("mongo_bench").drop().await?;
     Ok(rows)
@@ -155,50 +152,128 @@ async fn lookups(address: &str, connections: u32, settings: &ProxyBench) -> Resu
     Ok(Once { p50: percentile(50), p99: percentile(99), per_second: took.len() as f64 / settings.seconds.max(1) as f64 })
 }
 
-/// So that it does not take turns with who measures. Gives the address that it listens at.
-fn on_a_thread_of_its_own<F>(serve: impl FnOnce(std::sync::mpsc::Sender<SocketAddr>) -> F + Send + 'static) -> Result<SocketAddr>
-where
-    F: Future<Output = Result<()>>,
-{
-    let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_way)?;
-        runtime.block_on(serve(tell))
-    });
-    told.recv().map_err(|error| Error::internal("it does not listen").with_source(error))
+/// How the server is reached.
+enum Way {
+    Direct,
+    Forwarder,
+    Ours,
+    HaProxy(PathBuf),
 }
 
-fn forward(
-    server: String,
-) -> impl FnOnce(std::sync::mpsc::Sender<SocketAddr>) -> std::pin::Pin<Box<dyn Future<Output = Result<()>>>> + Send {
-    move |tell| {
-        Box::pin(async move {
-            let listener = TcpListener::bind("127.0.0.1:0").await.map_err(no_way)?;
-            let _gone = tell.send(listener.local_addr().map_err(no_way)?);
-            loop {
-                let (mut client, _) = listener.accept().await.map_err(no_way)?;
-                let server = server.clone();
-                tokio::spawn(async move {
-                    let mut server = TcpStream::connect(server).await?;
-                    client.set_nodelay(true)?;
-                    server.set_nodelay(true)?;
-                    copy_bidirectional(&mut client, &mut server).await
+impl Way {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Forwarder => "a plain forwarder",
+            Self::Ours => "mongo-proxy",
+            Self::HaProxy(_) => "haproxy, mode tcp",
+        }
+    }
+
+    async fn open(&self, server: &str) -> Result<Open> {
+        let (address, kept) = match self {
+            Self::Direct => (server.to_owned(), Kept::Nothing),
+            Self::Forwarder => {
+                let listener = TcpListener::bind("127.0.0.1:0").await.and_then(TcpListener::into_std).map_err(no_way)?;
+                let address = listener.local_addr().map_err(no_way)?;
+                (address.to_string(), on_threads_of_its_own(forward(listener, server.to_owned())))
+            }
+            Self::Ours => {
+                let (tell, told) = oneshot::channel();
+                let settings = ProxySettings::new(server);
+                let kept = on_threads_of_its_own(async move {
+                    let proxy = Proxy::bind("127.0.0.1:0", settings).await?;
+                    // Or nobody wants to know any more.
+                    let _gone = tell.send(proxy.address());
+                    proxy.run(&CancellationToken::new()).await
                 });
+                match told.await {
+                    Ok(address) => (address.to_string(), kept),
+                    // It says itself why.
+                    Err(_) => return Err(kept.end().await.err().unwrap_or_else(|| Error::internal("the proxy does not listen"))),
+                }
+            }
+            Self::HaProxy(path) => {
+                let (haproxy, address) = start_haproxy(path, server).await?;
+                (address.to_string(), Kept::HaProxy(haproxy))
+            }
+        };
+        Ok(Open { address, kept })
+    }
+}
+
+/// A way that is open.
+struct Open {
+    address: String,
+    kept: Kept,
+}
+
+impl Open {
+    async fn close(self) -> Result<()> {
+        self.kept.end().await
+    }
+}
+
+/// What keeps a way open.
+enum Kept {
+    Nothing,
+    Threads(CancellationToken, std::thread::JoinHandle<Result<()>>),
+    HaProxy(HaProxy),
+}
+
+impl Kept {
+    async fn end(self) -> Result<()> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Threads(end, thread) => {
+                end.cancel();
+                let joined = tokio::task::spawn_blocking(|| thread.join()).await;
+                joined
+                    .map_err(|error| Error::internal("a way cannot be closed").with_source(error))?
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            }
+            Self::HaProxy(mut haproxy) => haproxy.process.kill().await.map_err(no_way),
+        }
+    }
+}
+
+/// So that it does not take turns with who measures.
+fn on_threads_of_its_own(serve: impl Future<Output = Result<()>> + Send + 'static) -> Kept {
+    let end = CancellationToken::new();
+    let ended = end.clone();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_way)?;
+        runtime.block_on(async {
+            tokio::select! {
+                served = serve => served,
+                () = ended.cancelled() => Ok(()),
             }
         })
+    });
+    Kept::Threads(end, thread)
+}
+
+async fn forward(listener: std::net::TcpListener, server: String) -> Result<()> {
+    let listener = TcpListener::from_std(listener).map_err(no_way)?;
+    loop {
+        let (mut client, _) = listener.accept().await.map_err(no_way)?;
+        let server = server.clone();
+        tokio::spawn(async move {
+            let mut server = TcpStream::connect(server).await?;
+            client.set_nodelay(true)?;
+            server.set_nodelay(true)?;
+            copy_bidirectional(&mut client, &mut server).await
+        });
     }
 }
 
-fn ours(
-    server: String,
-) -> impl FnOnce(std::sync::mpsc::Sender<SocketAddr>) -> std::pin::Pin<Box<dyn Future<Output = Result<()>>>> + Send {
-    move |tell| {
-        Box::pin(async move {
-            let proxy = Proxy::bind("127.0.0.1:0", ProxySettings::new(server)).await?;
-            let _gone = tell.send(proxy.address());
-            proxy.run(&CancellationToken::new()).await
-        })
-    }
+/// The mean of what lies between the quartiles. Of values of two kinds, as those of a thread that is woken fast or slowly, a median is of one or of the other.
+fn middle_half(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let outside = values.len() / 4;
+    let inside = &values[outside..values.len() - outside];
+    inside.iter().sum::<f64>() / inside.len() as f64
 }
 
 fn no_way(error: std::io::Error) -> Error {
@@ -207,11 +282,10 @@ fn no_way(error: std::io::Error) -> Error {
 
 struct HaProxy {
     process: Child,
-    address: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
-async fn start_haproxy(path: &PathBuf, server: &str) -> Result<HaProxy> {
+async fn start_haproxy(path: &Path, server: &str) -> Result<(HaProxy, SocketAddr)> {
     // Somebody else could take the port in between; then it does not start, and that is told.
     let address = TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr()).map_err(no_way)?;
     let folder = tempfile::tempdir().map_err(no_way)?;
@@ -234,7 +308,7 @@ async fn start_haproxy(path: &PathBuf, server: &str) -> Result<HaProxy> {
         }
         sleep(Duration::from_millis(20)).await;
     }
-    Ok(HaProxy { process, address, _folder: folder })
+    Ok((HaProxy { process, _folder: folder }, address))
 }
 
 const WARM_UP: Duration = Duration::from_millis(500);

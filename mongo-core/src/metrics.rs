@@ -18,12 +18,12 @@ use std::{
     },
 };
 
-use crate::lock::lock;
-
 #[cfg(feature = "metrics")]
 pub use facade::MetricsFacade;
 #[cfg(feature = "opentelemetry")]
 pub use opentelemetry::OpenTelemetryMetrics;
+
+use crate::lock::lock;
 
 /// Makes handles for metrics.
 ///

@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use crate::lock::lock;
-
 use tokio::time::Instant;
+
+use crate::lock::lock;
 
 /// Receives what happens during a long operation.
 ///

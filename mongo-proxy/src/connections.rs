@@ -11,7 +11,6 @@ use std::{
 };
 
 use mongo_core::lock::lock;
-
 use serde::Serialize;
 use tokio::time::Instant;
 

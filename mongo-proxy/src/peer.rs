@@ -127,6 +127,9 @@ impl Peer {
 
     /// Writes all of it; each piece within a time.
     pub(crate) async fn send(&mut self, bytes: &[u8], within: Duration) -> Result<(), Gone> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         // Most of what is sent is short, and is taken at once: that needs no time limit.
         let bytes = &bytes[self.stream.write_now(bytes)?..];
         if bytes.is_empty() {

@@ -89,7 +89,7 @@ pub(crate) struct Shared {
     /// Until when a cursor or a transaction may be gone on with that was used last; in milliseconds from the start.
     goes_on_until: AtomicU64,
     /// That nobody is served any more.
-    pub(crate) stop: CancellationToken,
+    stop: CancellationToken,
 }
 
 impl Shared {
@@ -211,6 +211,16 @@ impl Shared {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(SeqCst)
+    }
+
+    /// Waits until nobody is served any more.
+    pub(crate) async fn stopping(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// By which a session knows that.
+    pub(crate) fn stop_of_a_session(&self) -> CancellationToken {
+        self.stop.child_token()
     }
 }
 
@@ -385,7 +395,7 @@ async fn serve(client: TcpStream, upstream: &str, Place { shared, connection }: 
     };
     let met = tokio::select! {
         met = meet => met,
-        () = shared.stop.cancelled() => Err(Ended::Stopped),
+        () = shared.stopping() => Err(Ended::Stopped),
     };
     match met {
         Ok((client, server)) => Session::new(Peer::new(client), Peer::new(server), shared, connection).run().await,

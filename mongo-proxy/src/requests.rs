@@ -13,7 +13,6 @@ use std::{
 };
 
 use mongo_core::lock::lock;
-
 use serde::{Deserialize, Serialize};
 
 /// Which requests are logged. In the log of the host (by `tracing`, target `mongo_proxy::requests`, level `INFO`), and the last 200 in

@@ -20,11 +20,11 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Writes what is taken without waiting, and says how much that is. What is to be encrypted is not.
+    /// Writes what is taken without waiting, and says how much that is. Over TLS that is nothing.
     pub(crate) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(stream) => match stream.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
                 written => written,
             },
             #[cfg(feature = "tls")]

@@ -46,11 +46,11 @@ impl Kind {
 }
 
 /// A command that there is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// By which [`name`] knows it again.
+    /// By which [`name()`] knows it again.
     pub(crate) number: usize,
 }
 
@@ -61,6 +61,7 @@ impl Known {
     }
 }
 
+/// All that there are, by their names.
 static KNOWN: LazyLock<HashMap<&str, Known>> = LazyLock::new(|| {
     let all = COMMANDS.iter().flat_map(|(kind, names)| names.iter().map(|name| (*name, *kind)));
     all.enumerate().map(|(number, (name, kind))| (name, Known { name, kind, number })).collect()

@@ -21,7 +21,6 @@ pub(crate) struct Command<'a> {
     pub(crate) is_numbered: bool,
     /// The longest that the client lets the server work on it, if it says so.
     pub(crate) max_time: Option<Duration>,
-    kind: Kind,
     known: Option<Known>,
     first: RawBsonRef<'a>,
     body: &'a RawDocument,
@@ -82,9 +81,11 @@ impl<'a> Command<'a> {
             (true, true) => Transaction::Starts,
             (true, false) => Transaction::GoesOn,
         };
-        let known = Known::by(name);
-        let kind = known.map_or(Kind::Unknown, |known| known.kind);
-        Ok(Self { name, database, transaction, is_numbered, max_time, kind, known, first, body })
+        Ok(Self { name, database, transaction, is_numbered, max_time, known: Known::by(name), first, body })
+    }
+
+    fn kind(&self) -> Kind {
+        self.known.map_or(Kind::Unknown, |known| known.kind)
     }
 
     /// Its name, without a copy of it if it is one that there is; of another as much as could mean anything.
@@ -120,7 +121,7 @@ impl<'a> Command<'a> {
 
     /// The collection that it is about, where its first value is the name of one.
     pub(crate) fn collection(&self) -> Option<&'a str> {
-        match (self.kind, self.first) {
+        match (self.kind(), self.first) {
             (Kind::OnCollection(_), RawBsonRef::String(name)) => Some(name),
             (Kind::GetMore, _) => self.body.get_str("collection").ok(),
             _ => None,
@@ -130,13 +131,13 @@ impl<'a> Command<'a> {
     /// The name of the command that it is to explain.
     pub(crate) fn explained(&self) -> Option<&'a str> {
         let RawBsonRef::Document(inner) = self.first else { return None };
-        let field = inner.iter_elements().next().filter(|_| self.kind == Kind::Explain)?;
+        let field = inner.iter_elements().next().filter(|_| self.kind() == Kind::Explain)?;
         Some(field.ok()?.key().as_str())
     }
 
     /// Whether it reads or writes data; `None` for what only begins, continues or ends something.
     pub(crate) fn access(&self) -> Option<Access> {
-        match self.kind {
+        match self.kind() {
             Kind::Connection => None,
             Kind::OnCollection(Access::Read) if touched::writes(self) => Some(Access::Write),
             Kind::OnCollection(access)
@@ -152,7 +153,7 @@ impl<'a> Command<'a> {
     /// Whether it must be let through whatever the rules say: what begins a connection, and what continues or ends something that was let in. A
     /// server exempts the same, as it sets free what others wait for.
     pub(crate) fn is_always_let_through(&self) -> bool {
-        matches!(self.kind, Kind::Connection | Kind::GetMore)
+        matches!(self.kind(), Kind::Connection | Kind::GetMore)
     }
 
     /// Whether it goes on with something that was begun before it.
@@ -188,7 +189,7 @@ fn milliseconds(value: RawBsonRef<'_>) -> Option<Duration> {
 
 /// As much of a name as is kept of it: none that means anything is longer.
 fn beginning(name: &str) -> &str {
-    let mut end = name.len().min(LONGEST_NAME);
+    let mut end = name.len().min(LONGEST_NAMESPACE);
     while !name.is_char_boundary(end) {
         end -= 1;
     }
@@ -197,8 +198,8 @@ fn beginning(name: &str) -> &str {
 
 /// The longest name of a database that there is.
 const LONGEST_DATABASE: usize = 63;
-/// The longest namespace that there is.
-const LONGEST_NAME: usize = 255;
+/// Of a database, a dot and a collection.
+const LONGEST_NAMESPACE: usize = 255;
 
 #[cfg(test)]
 mod tests;

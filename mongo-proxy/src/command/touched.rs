@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use bson::{RawBsonRef, RawDocument};
 
-use super::{Command, kind::Kind};
+use super::{Command, LONGEST_NAMESPACE, kind::Kind};
 
 /// The namespaces that a command touches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Touched {
 
     fn command(&mut self, command: &Command<'_>, of_bulk_write: &[u8], depth: usize) {
         let database = command.database;
-        match command.kind {
+        match command.kind() {
             Kind::OnCollection(_) => {
                 match command.first {
                     RawBsonRef::String(name) => self.collection(database, name),
@@ -264,7 +264,5 @@ fn has_output(stage: &RawDocument) -> bool {
     stage.iter_elements().any(|field| field.map_or(true, |field| matches!(field.key().as_str(), "$out" | "$merge")))
 }
 
-/// Of a database, a dot and a collection.
-const LONGEST_NAMESPACE: usize = 255;
 /// Namespaces of a bulk write may be many.
 const MOST_NAMES: usize = 10_000;

@@ -20,8 +20,8 @@ use crate::{
 pub(super) struct Judged<'a> {
     pub(super) access: Option<Access>,
     pub(super) name: Cow<'static, str>,
-    /// That of the command.
-    number: usize,
+    /// By which [`kind::name`](crate::command::kind::name) knows the command again.
+    command_number: usize,
     /// `database.collection`, or the database.
     pub(super) namespace: String,
     /// Its body, if another one is to be passed on.
@@ -75,7 +75,7 @@ pub(super) fn judge<'s>(evidence: Evidence<'_>, book: &RuleBook, who: &Who, shar
     let mut judged = Judged {
         access: command.access(),
         name: command.to_name(),
-        number: command.number(),
+        command_number: command.number(),
         namespace: command.to_namespace(),
         changed: None,
         expects: Expects::default(),
@@ -144,7 +144,7 @@ enum Waited<T> {
 impl Session<'_> {
     /// Notes what a client has said of itself, and does what the rules say: after it the request may be passed on, or is refused.
     pub(super) async fn settle(&mut self, judged: &mut Judged<'_>) -> Result<(), Ended> {
-        self.connection.begins(judged.number);
+        self.connection.begins(judged.command_number);
         // What is said later is not taken by the server either.
         if self.who.application.is_none() && judged.application.is_some() {
             self.who.application = judged.application.take();

@@ -12,7 +12,7 @@ pub(crate) use reply::wants_api_version;
 use std::{fmt, io, sync::Arc};
 
 use mongo_core::{CancellationToken, clock::Clock as _};
-use tokio::{sync::SemaphorePermit, time::Instant};
+use tokio::{sync::SemaphorePermit, task::coop::consume_budget, time::Instant};
 
 use self::request::Asked;
 use crate::{
@@ -77,7 +77,7 @@ pub(crate) struct Session<'a> {
     is_welcome: Option<bool>,
     /// Whether the request under way is one that nobody waits for an answer to.
     is_silent: bool,
-    /// Whether the proxy is being stopped, for this session alone: one that all had would be taken by all of them at each request.
+    /// Whether the proxy is being stopped. Its own, as it has a lock that is taken at each request.
     stop: CancellationToken,
     /// What the request under way holds of the memory for large ones.
     memory: Option<SemaphorePermit<'a>>,
@@ -95,7 +95,7 @@ impl<'a> Session<'a> {
             is_known: false,
             is_welcome: None,
             is_silent: false,
-            stop: shared.stop.child_token(),
+            stop: shared.stop_of_a_session(),
             memory: None,
         }
     }
@@ -117,6 +117,8 @@ impl<'a> Session<'a> {
 
     /// One request and all that comes of it.
     async fn exchange(&mut self) -> Result<(), Ended> {
+        // Of who has sent many requests at once, and waits for nothing, others on the same thread have their turn in between.
+        consume_budget().await;
         let header = self.next_request().await?;
         let began = Instant::now();
         if header.length > LONGEST_FIRST {

@@ -201,7 +201,7 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 more = self.more_of_the_server() => more?,
-                () = shared.stop.cancelled(), if is_one_more && is_between => return Err(Ended::Stopped),
+                () = shared.stopping(), if is_one_more && is_between => return Err(Ended::Stopped),
             }
         }
     }

@@ -54,7 +54,7 @@ impl<'a> Session<'a> {
 
     /// As it comes, document by document.
     async fn pass_on_message(&mut self, header: Header, judged: &mut Option<Judged<'a>>) -> Result<u32, Ended> {
-        // When it was waited for first.
+        // When more of it was waited for first: what it waits for itself before, as memory, is not its own time.
         let mut began = None;
         let book = self.shared.rules();
         let mut scan = Scan::new(header);
@@ -87,7 +87,6 @@ impl<'a> Session<'a> {
                         changed = Changed::new(message, header, body, &document);
                     }
                     self.settle(judged.insert(found)).await?;
-                    // What it waited for here is not its own time.
                     began = None;
                 }
             }

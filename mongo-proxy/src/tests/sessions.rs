@@ -141,6 +141,14 @@ async fn who_sends_too_slowly_or_too_much_too_early_is_sent_away() {
         assert!(soon(rest(&mut client)).await.is_empty(), "{half}");
         assert!(soon(rest(&mut server)).await.len() < ping(1).len());
     }
+    // Who was answered before has no longer for the rest of what was begun.
+    for half in [1, HEADER, HEADER + 9] {
+        let (mut client, mut server) = stage.connect().await;
+        answered(&mut client, &mut server, &ping(1), &doc! { "ok": 1 }).await;
+        client.write_all(&ping(2)[..half]).await.unwrap();
+        assert!(soon(rest(&mut client)).await.is_empty(), "{half}");
+        assert!(soon(rest(&mut server)).await.is_empty(), "{half}");
+    }
     let (mut client, _server) = stage.connect().await;
     let large = message(1, 0, 0, &doc! { "insert": "x".repeat(100_000), "$db": "d" });
     let _may_be_reset = client.write_all(&large).await;
@@ -157,6 +165,26 @@ async fn who_sends_too_slowly_or_too_much_too_early_is_sent_away() {
         soon(whole_message(&mut client)).await;
         tokio::time::sleep(Duration::from_millis(700)).await;
     }
+}
+
+#[tokio::test]
+async fn who_sends_much_without_waiting_leaves_others_their_turns() {
+    let denied = Rule::new("no", [Action::Deny(Denial::Unauthorized)]).with_match(Match::default().commands(["insert"]));
+    let stage = stage(rules([denied])).await;
+    let (mut client, mut server) = stage.connect().await;
+    answered(&mut client, &mut server, &ping(1), &doc! { "ok": 1 }).await;
+    let many = 2000;
+    let all: Vec<u8> =
+        (0..many).flat_map(|number| message(number, 0, MORE_TO_COME, &doc! { "insert": "c", "$db": "d" })).collect();
+    client.write_all(&all).await.unwrap();
+    let refused = || stage.metrics.counter_value("mongo_proxy_refused_total", &[("reason", "denied")]).unwrap();
+    let mut turns = 0;
+    while refused() < u64::try_from(many).unwrap() {
+        turns += u32::from(refused() > 0);
+        tokio::task::yield_now().await;
+    }
+    // On this one thread, the session and this.
+    assert!(turns >= 8, "{turns}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Messages that come from here and not from those on both sides; and replies that are read here.
+//! What the proxy says itself, and what it reads of a server for itself.
 
 use std::ops::Range;
 
@@ -43,6 +43,7 @@ impl Whole {
     /// Inflates and checks a reply that came with this header.
     pub(crate) fn read(reply: Header, message: Vec<u8>) -> Result<Self, Malformed> {
         let (header, message) = match reply.opcode {
+            Opcode::Query => return Err(Malformed::Opcode),
             Opcode::Compressed => {
                 let after = message.get(HEADER..).ok_or(Malformed::Bounds)?;
                 if compression::says(after)? > LONGEST_READ {
@@ -50,7 +51,7 @@ impl Whole {
                 }
                 compression::inflate(reply, after)?
             }
-            _ => (reply, message),
+            Opcode::Message | Opcode::Reply => (reply, message),
         };
         if header.opcode == Opcode::Reply {
             let body = HEADER + REPLY.len()..message.len();
@@ -68,7 +69,7 @@ impl Whole {
     }
 }
 
-/// Replies that are read as a whole are those to hellos and to who logs in: some hundred bytes, and some thousand in a large replica set.
+/// Replies that are read as a whole are those to hellos, to who logs in, and to what the proxy asks for itself: some hundred bytes, and some thousand in a large replica set.
 pub(crate) const LONGEST_READ: usize = 1 << 20;
 /// No flags; a body.
 const MESSAGE: &[u8] = &[0; 5];

@@ -419,7 +419,8 @@ fn walk(document: &bson::RawDocument) -> Result<(), String> {
 
 #[test]
 fn a_document_is_changed_where_it_should_be_and_nowhere_else() {
-    let mut body = doc! { "find": "c", "maxTimeMS": 3, "let": everything(), "$db": "d" };
+    let mut body = doc! { "find": "c", "maxTimeMS": 3, "$db": "d" };
+    body.extend(everything());
     let raw = bson::RawDocumentBuf::try_from(&body).unwrap();
     assert_eq!(rewrite::document(&raw, &[], &bson::RawDocumentBuf::new()).unwrap(), raw);
     let changed = rewrite::command(&raw, Some(Duration::from_millis(7)), None).unwrap();
