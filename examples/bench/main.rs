@@ -1,6 +1,6 @@
 //! Side-by-side figures, on a MongoDB of the program's own or one that `--uri` names.
 //!
-//! Data come from a seed. What is compared runs in the same process run, alternating, and medians are printed.
+//! Data come from a seed. What is compared runs in the same process run, alternating, and medians are printed, or means of the middle half where a median would jump.
 
 mod monitor;
 mod orders;

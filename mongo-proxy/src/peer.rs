@@ -23,6 +23,10 @@ pub(crate) struct Peer {
     buffer: Vec<u8>,
     /// So much of the buffer is used.
     used: usize,
+    /// Whether nothing more comes.
+    has_ended: bool,
+    /// Whether it was told that nothing more comes from here.
+    is_told_the_end: bool,
 }
 
 /// What a connection keeps while it is idle, for each of its ends.
@@ -67,7 +71,7 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
 
 impl Peer {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, buffer: Vec::with_capacity(SMALL), used: 0 }
+        Self { stream, buffer: Vec::with_capacity(SMALL), used: 0, has_ended: false, is_told_the_end: false }
     }
 
     /// What was read and not used yet.
@@ -107,12 +111,27 @@ impl Peer {
             self.buffer.reserve_exact(room.max(self.buffer.len() / 2));
         }
         match self.stream.read_buf(&mut self.buffer).await {
-            Ok(bytes) if bytes > 0 => Ok(()),
+            Ok(bytes) if bytes > 0 => return Ok(()),
             // Not everybody who speaks TLS says goodbye.
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error.into()),
-            _ if self.buffer.is_empty() => Err(Gone::Closed),
-            _ => Err(Gone::Broken(io::ErrorKind::UnexpectedEof.into())),
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error.into()),
+            _ => self.has_ended = true,
         }
+        if self.buffer.is_empty() { Err(Gone::Closed) } else { Err(Gone::Broken(io::ErrorKind::UnexpectedEof.into())) }
+    }
+
+    /// Whether it has said that nothing more comes. It may still read, as who has closed only one half of a connection; and nobody knows whether it does.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Tells it that nothing more comes from here, while what comes from there is still read.
+    pub(crate) fn tell_the_end(&mut self) -> io::Result<()> {
+        self.is_told_the_end = true;
+        self.stream.close_half()
+    }
+
+    pub(crate) fn is_told_the_end(&self) -> bool {
+        self.is_told_the_end
     }
 
     /// As [`fill`](Self::fill), until then.

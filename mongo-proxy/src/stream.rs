@@ -20,6 +20,17 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// Closes the half that is written to. Without a goodbye of TLS: a server that looks whether its client is still there sees bytes that wait to be
+    /// read, and takes them for a client that is.
+    pub(crate) fn close_half(&self) -> io::Result<()> {
+        let stream = match self {
+            Self::Plain(stream) => stream,
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write)
+    }
+
     /// Writes what is taken without waiting, and says how much that is. Over TLS that is nothing.
     pub(crate) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {

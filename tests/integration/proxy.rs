@@ -1,6 +1,6 @@
 //! The driver's ordinary work through the proxy.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use mongo_core::{
@@ -12,12 +12,13 @@ use mongo_core::{
 use mongo_proxy::{ListenTls, Proxy, ProxyHandle, ProxySettings, UpstreamTls};
 use mongo_testkit::TestDeployment;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
+    process::Command,
     task::JoinSet,
 };
 
-use crate::support::own;
+use crate::support::{endless, example, gone, own, under_way};
 
 /// A client of the first member of a server, through a proxy that ends with the set of tasks.
 async fn through(server: &TestDeployment) -> (JoinSet<()>, Client) {
@@ -146,6 +147,10 @@ fn message(request_id: i32, body: &Document) -> Vec<u8> {
 /// Asks, and gives the answer.
 async fn ask(stream: &mut TcpStream, body: &Document) -> Document {
     stream.write_all(&message(1, body)).await.unwrap();
+    answer(stream).await
+}
+
+async fn answer(stream: &mut TcpStream) -> Document {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await.unwrap();
     let mut rest = vec![0; usize::try_from(i32::from_le_bytes(length)).unwrap() - 4];
@@ -171,6 +176,88 @@ async fn nobody_is_taken_for_the_proxy_by_its_certificate() {
     let status = ask(&mut stranger, &doc! { "connectionStatus": 1, "$db": "admin" }).await;
     assert!(status.get_document("authInfo").unwrap().get_array("authenticatedUsers").unwrap().is_empty());
     assert_eq!(handle.statistics().refused["certificate"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_closes_half_a_connection_has_the_answer_and_what_nobody_waits_for_ends() {
+    for with_tls in [false, true] {
+        let builder = TestDeployment::standalone();
+        let server = if with_tls { builder.with_tls() } else { builder }.start().await.unwrap();
+        let mut settings = ProxySettings::new(server.member(0).host_port());
+        if with_tls {
+            settings = settings.with_upstream_tls(UpstreamTls::default().with_ca_file(server.ca_file().unwrap()));
+        }
+        let (_running, address, handle) = listening(settings).await;
+        let admin = server.client().await.unwrap();
+        let half = async |body: Document| {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(&message(1, &body)).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let answer = tokio::time::timeout(Duration::from_secs(20), answer(&mut stream)).await.unwrap();
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+            answer
+        };
+        let many: Vec<Document> = (0..500).map(|id| doc! { "_id": id }).collect();
+        let inserted = half(doc! { "insert": "many", "documents": many, "$db": "shop" }).await;
+        assert_eq!((inserted.get_i32("n").unwrap(), inserted.get_f64("ok").unwrap()), (500, 1.0));
+        // What would take for ever the server ends, as it does for its own clients.
+        let endless = |comment: &str| {
+            doc! { "aggregate": "many", "pipeline": endless("many"), "cursor": {}, "comment": comment, "$db": "shop" }
+        };
+        let ended = half(endless("half")).await;
+        assert_eq!((ended.get_i32("code").unwrap(), ended.get_str("codeName").unwrap()), (279, "ClientDisconnect"), "{ended}");
+        // And so it does when a client has gone.
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let body = endless("gone");
+        let never = tokio::spawn(async move { ask(&mut stream, &body).await });
+        under_way(&admin, doc! { "command.comment": "gone" }, &never).await;
+        never.abort();
+        assert!(gone(&admin, &doc! { "command.comment": "gone" }).await);
+        let nobody = async {
+            while !handle.connections().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), nobody).await.expect("they are still there");
+    }
+}
+
+/// The README says how much that is.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_costs_as_much_memory_as_is_said() {
+    let server = TestDeployment::standalone().start().await.unwrap();
+    let mut proxy = Command::new(example("proxy"))
+        .args(["--upstream", &server.member(0).host_port()])
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut says = BufReader::new(proxy.stderr.take().unwrap()).lines();
+    let says_first = tokio::time::timeout(Duration::from_secs(30), says.next_line()).await.unwrap().unwrap().unwrap();
+    let address = says_first.split(['/', '?']).nth(2).unwrap().to_owned();
+    let status = format!("/proc/{}/status", proxy.id().unwrap());
+    let resident = || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+    };
+    // With as much said as would not fit into what is kept.
+    let hello = doc! { "hello": 1, "comment": "x".repeat(20_000), "$db": "admin" };
+    let connect = async |number: usize| {
+        let mut clients = Vec::new();
+        for _ in 0..number {
+            let mut client = TcpStream::connect(&address).await.unwrap();
+            assert_eq!(ask(&mut client, &hello).await.get_f64("ok").unwrap(), 1.0);
+            clients.push(client);
+        }
+        clients
+    };
+    let _first = connect(100).await;
+    let before = resident();
+    let _others = connect(400).await;
+    let each = resident().saturating_sub(before) as f64 / 400.0;
+    assert!(each < 16.0, "{each} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,10 +77,24 @@ pub(crate) struct Session<'a> {
     is_welcome: Option<bool>,
     /// Whether the request under way is one that nobody waits for an answer to.
     is_silent: bool,
+    /// What the server is at for the client.
+    server_is_at: Work,
+    /// Until when the server may take to answer a client of which nothing more comes.
+    leaves_at: Option<Instant>,
     /// Whether the proxy is being stopped. Its own, as it has a lock that is taken at each request.
     stop: CancellationToken,
     /// What the request under way holds of the memory for large ones.
     memory: Option<SemaphorePermit<'a>>,
+}
+
+/// What a server is at for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Nothing,
+    /// A request, which it has as a whole.
+    Request,
+    /// It has answered, and more answers follow until the client goes.
+    Stream,
 }
 
 impl<'a> Session<'a> {
@@ -95,6 +109,8 @@ impl<'a> Session<'a> {
             is_known: false,
             is_welcome: None,
             is_silent: false,
+            server_is_at: Work::Nothing,
+            leaves_at: None,
             stop: shared.stop_of_a_session(),
             memory: None,
         }
@@ -140,7 +156,11 @@ impl<'a> Session<'a> {
         };
         self.client.rest();
         self.memory = None;
+        if asked.judged.refused.is_none() {
+            self.server_is_at = Work::Request;
+        }
         let answered = self.answer(&asked).await;
+        self.server_is_at = Work::Nothing;
         if asked.judged.leaves == Leaves::Transaction && asked.judged.refused.is_none() {
             self.shared.leaves_something();
         }

@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 use bson::{RawDocument, RawDocumentBuf, rawdoc};
+use tokio::time::{Instant, sleep_until};
 
-use super::{Ended, INFLATED_HERE, Session, blocking, judge::Expects, request::Asked};
+use super::{Ended, INFLATED_HERE, Session, Work, blocking, judge::Expects, request::Asked};
 use crate::{
     command::Leaves,
     hello,
-    peer::{Gone, LARGE, SMALL},
+    peer::{LARGE, SMALL},
     wire::{
         Malformed, bson_scan, compression,
         header::{HEADER, Header, Opcode},
@@ -60,12 +61,14 @@ impl Session<'_> {
                 }
             };
             if !more_follow {
-                if is_login {
+                // Who says nothing more needs no name.
+                if is_login && !self.server.is_told_the_end() {
                     self.identify().await?;
                 }
                 return Ok(bytes);
             }
             answers = reply.request_id;
+            self.server_is_at = Work::Stream;
         }
     }
 
@@ -206,17 +209,34 @@ impl Session<'_> {
         }
     }
 
-    /// Reads more of the server, and looks whether the client is still there: if not, the server ends what it is at when its connection closes.
+    /// Reads more of the server, and looks whether the client is still there. If it says that nothing more comes, the server is told so, and does with it what it
+    /// does with its own clients: it ends what it is at, if that can be, and answers.
     async fn more_of_the_server(&mut self) -> Result<(), Ended> {
-        let is_full = self.client.buffered().len() >= LARGE;
-        tokio::select! {
-            biased;
-            filled = self.server.fill(LARGE) => filled.map_err(Ended::Server),
-            filled = self.client.fill(SMALL), if !is_full => match filled {
-                Ok(()) => Ok(()),
-                Err(Gone::Closed) => Err(Ended::Closed),
-                Err(gone) => Err(Ended::Client(gone)),
-            },
+        loop {
+            let is_last = self.client.has_ended() && self.client.buffered().is_empty();
+            match self.server_is_at {
+                // A driver that watches a server goes like that, and nobody would end it otherwise.
+                Work::Stream if self.client.has_ended() => return Err(Ended::Closed),
+                Work::Request if is_last && !self.server.is_told_the_end() => {
+                    // If it cannot be told, reading from it says why.
+                    let _may_have_gone = self.server.tell_the_end();
+                    self.leaves_at = Some(Instant::now() + self.shared.settings.message_within);
+                }
+                _ => {}
+            }
+            let is_full = self.client.buffered().len() >= LARGE;
+            let may_say_more = !is_full && !self.client.has_ended();
+            tokio::select! {
+                biased;
+                filled = self.server.fill(LARGE) => return filled.map_err(Ended::Server),
+                filled = self.client.fill(SMALL), if may_say_more => match filled {
+                    Ok(()) => return Ok(()),
+                    Err(_) if self.client.has_ended() => {}
+                    Err(gone) => return Err(Ended::Client(gone)),
+                },
+                // Nobody knows whether it is there at all.
+                () = until(self.leaves_at) => return Err(Ended::Closed),
+            }
         }
     }
 
@@ -271,6 +291,14 @@ impl Session<'_> {
             }
             self.more_of_the_server().await?;
         }
+    }
+}
+
+/// Waits until then; for ever if there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

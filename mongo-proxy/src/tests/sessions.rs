@@ -133,6 +133,45 @@ async fn a_client_that_goes_takes_its_server_connection_with_it() {
 }
 
 #[tokio::test]
+async fn who_says_that_nothing_more_comes_has_the_answers_to_all_that_came() {
+    let stage = stage(|_| {}).await;
+    let (mut client, mut server) = stage.connect().await;
+    client.write_all(&[ping(1), ping(2)].concat()).await.unwrap();
+    client.shutdown().await.unwrap();
+    for number in [1, 2] {
+        assert_eq!(soon(whole_message(&mut server)).await.0.request_id, number);
+        if number == 2 {
+            // It is told while it is at work on the last, so that it may end it.
+            assert!(soon(rest(&mut server)).await.is_empty());
+        }
+        server.write_all(&message(9, number, 0, &doc! { "ok": 1 })).await.unwrap();
+        assert_eq!(soon(whole_message(&mut client)).await.0.response_to, number);
+    }
+    assert!(soon(rest(&mut client)).await.is_empty());
+}
+
+#[tokio::test]
+async fn nobody_waits_for_ever_with_a_client_of_which_nothing_more_comes() {
+    let stage = stage(|settings| settings.message_within = Duration::from_millis(300)).await;
+    let (mut client, mut server) = stage.connect().await;
+    client.write_all(&ping(1)).await.unwrap();
+    soon(whole_message(&mut server)).await;
+    client.shutdown().await.unwrap();
+    // The server never answers.
+    assert!(soon(rest(&mut client)).await.is_empty());
+    assert!(soon(rest(&mut server)).await.is_empty());
+    // Replies without an end are not waited for at all.
+    let stage = self::stage(|settings| settings.message_within = Duration::from_secs(3600)).await;
+    let (mut client, mut server) = stage.connect().await;
+    client.write_all(&message(1, 0, EXHAUST_ALLOWED, &doc! { "hello": 1, "$db": "admin" })).await.unwrap();
+    soon(whole_message(&mut server)).await;
+    server.write_all(&message(2, 1, MORE_TO_COME, &doc! { "ok": 1 })).await.unwrap();
+    soon(whole_message(&mut client)).await;
+    client.shutdown().await.unwrap();
+    assert!(soon(rest(&mut client)).await.is_empty());
+}
+
+#[tokio::test]
 async fn who_sends_too_slowly_or_too_much_too_early_is_sent_away() {
     let stage = stage(|settings| settings.message_within = Duration::from_millis(300)).await;
     for half in [0, 3, HEADER, HEADER + 9] {
