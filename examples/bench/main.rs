@@ -1,6 +1,6 @@
 //! Side-by-side figures, on a MongoDB of the program's own or one that `--uri` names.
 //!
-//! Data come from a seed. What is compared runs in the same process run, alternating, and medians are printed, or means of the middle half where a median would jump.
+//! Data come from a seed. What is compared runs in the same process run, alternating, and medians are printed, or means where a median would jump.
 
 mod monitor;
 mod orders;
@@ -30,7 +30,14 @@ use mongo_examples::{Host, human_bytes, print_json, run};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::{monitor::WatchSettings, orders::Orders, proxy::ProxyBench, replay::Speed, rounds::Round, workload::EntrySettings};
+use crate::{
+    monitor::WatchSettings,
+    orders::Orders,
+    proxy::{ProxyBench, WayToBe},
+    replay::Speed,
+    rounds::Round,
+    workload::EntrySettings,
+};
 
 /// Measures this family against the bare server, and against other programs given by --peer.
 #[derive(Parser)]
@@ -60,6 +67,9 @@ enum Command {
     Workload(EntrySettings),
     /// What a lookup takes through the proxy, beside the direct way and a plain forwarder, and against HAProxy with --peer haproxy=PATH
     Proxy(ProxyBench),
+    /// Is one of these ways, as a process of its own
+    #[command(hide = true)]
+    Way(WayToBe),
 }
 
 #[derive(Args, Clone)]
@@ -110,6 +120,7 @@ fn main() -> ExitCode {
             Some(Command::Replay(settings)) => (settings, Work::Replay),
             Some(Command::Monitor(settings)) => return watch(&cli, &settings).await,
             Some(Command::Workload(settings)) => return enter(&cli, &settings).await,
+            Some(Command::Way(way)) => return proxy::be(way).await.map(|()| ExitCode::SUCCESS),
             Some(Command::Proxy(settings)) => return pass_through(&cli, &settings).await,
         };
         let host = match &cli.uri {

@@ -1,8 +1,8 @@
 //! What a proxy costs whoever goes through it.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
@@ -16,10 +16,9 @@ use mongo_examples::Host;
 use mongo_proxy::{Proxy, ProxySettings};
 use serde::Serialize;
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncBufReadExt as _, BufReader, copy_bidirectional},
     net::{TcpListener, TcpStream},
     process::{Child, Command},
-    sync::oneshot,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -48,7 +47,7 @@ pub(crate) struct ProxyBench {
 pub(crate) struct Row {
     way: &'static str,
     connections: u32,
-    /// Means of the middle half of the runs; microseconds for one lookup.
+    /// Means of the runs; microseconds for one lookup.
     p50: f64,
     p99: f64,
     /// Beyond the direct way in the same run.
@@ -82,28 +81,29 @@ pub(crate) async fn rows(uri: Option<&str>, settings: &ProxyBench) -> Result<Vec
     let peer = settings.peer.iter().find_map(|peer| peer.strip_prefix("haproxy=").map(PathBuf::from));
     let ways: Vec<Way> = [Way::Direct, Way::Forwarder, Way::Ours].into_iter().chain(peer.map(Way::HaProxy)).collect();
     let mut rows = Vec::new();
+    let mut random = fastrand::Rng::with_seed(1);
     for connections in &settings.connections {
         let mut measured: Vec<Vec<Once>> = ways.iter().map(|_| Vec::new()).collect();
-        for run in 0..settings.runs.max(1) {
-            // In another order each time, and opened anew: where a system puts a thread first it may stay, and be woken fast or slowly for as long.
-            for turn in 0..ways.len() {
-                let which = (run + turn) % ways.len();
+        for _ in 0..settings.runs.max(1) {
+            // Opened anew each time: where a system puts a thread first it may stay, and be woken fast or slowly for as long.
+            let mut order: Vec<usize> = (0..ways.len()).collect();
+            random.shuffle(&mut order);
+            for which in order {
                 let open = ways[which].open(&server).await?;
                 measured[which].push(lookups(&open.address, *connections, settings).await?);
                 open.close().await?;
             }
         }
         for (way, runs) in ways.iter().zip(&measured) {
-            let added =
-                |of: fn(&Once) -> f64| middle_half(runs.iter().zip(&measured[0]).map(|(one, direct)| of(one) - of(direct)));
+            let added = |of: fn(&Once) -> f64| mean(runs.iter().zip(&measured[0]).map(|(one, direct)| of(one) - of(direct)));
             rows.push(Row {
                 way: way.name(),
                 connections: *connections,
-                p50: middle_half(runs.iter().map(|once| once.p50)),
-                p99: middle_half(runs.iter().map(|once| once.p99)),
+                p50: mean(runs.iter().map(|once| once.p50)),
+                p99: mean(runs.iter().map(|once| once.p99)),
                 added_p50: added(|once| once.p50),
                 added_p99: added(|once| once.p99),
-                per_second: middle_half(runs.iter().map(|once| once.per_second)),
+                per_second: mean(runs.iter().map(|once| once.per_second)),
             });
         }
     }
@@ -170,91 +170,70 @@ impl Way {
         }
     }
 
+    /// Each but the direct way is a process of its own, as HAProxy is one.
     async fn open(&self, server: &str) -> Result<Open> {
-        let (address, kept) = match self {
-            Self::Direct => (server.to_owned(), Kept::Nothing),
-            Self::Forwarder => {
-                let listener = TcpListener::bind("127.0.0.1:0").await.and_then(TcpListener::into_std).map_err(no_way)?;
-                let address = listener.local_addr().map_err(no_way)?;
-                (address.to_string(), on_threads_of_its_own(forward(listener, server.to_owned())))
-            }
-            Self::Ours => {
-                let (tell, told) = oneshot::channel();
-                let settings = ProxySettings::new(server);
-                let kept = on_threads_of_its_own(async move {
-                    let proxy = Proxy::bind("127.0.0.1:0", settings).await?;
-                    // Or nobody wants to know any more.
-                    let _gone = tell.send(proxy.address());
-                    proxy.run(&CancellationToken::new()).await
-                });
-                match told.await {
-                    Ok(address) => (address.to_string(), kept),
-                    // It says itself why.
-                    Err(_) => return Err(kept.end().await.err().unwrap_or_else(|| Error::internal("the proxy does not listen"))),
-                }
-            }
-            Self::HaProxy(path) => {
-                let (haproxy, address) = start_haproxy(path, server).await?;
-                (address.to_string(), Kept::HaProxy(haproxy))
-            }
-        };
-        Ok(Open { address, kept })
-    }
-}
-
-/// A way that is open.
-struct Open {
-    address: String,
-    kept: Kept,
-}
-
-impl Open {
-    async fn close(self) -> Result<()> {
-        self.kept.end().await
-    }
-}
-
-/// What keeps a way open.
-enum Kept {
-    Nothing,
-    Threads(CancellationToken, std::thread::JoinHandle<Result<()>>),
-    HaProxy(HaProxy),
-}
-
-impl Kept {
-    async fn end(self) -> Result<()> {
         match self {
-            Self::Nothing => Ok(()),
-            Self::Threads(end, thread) => {
-                end.cancel();
-                let joined = tokio::task::spawn_blocking(|| thread.join()).await;
-                joined
-                    .map_err(|error| Error::internal("a way cannot be closed").with_source(error))?
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            }
-            Self::HaProxy(mut haproxy) => haproxy.process.kill().await.map_err(no_way),
+            Self::Direct => Ok(Open { address: server.to_owned(), process: None, _folder: None }),
+            Self::Forwarder => itself("forwarder", server).await,
+            Self::Ours => itself("mongo-proxy", server).await,
+            Self::HaProxy(path) => haproxy(path, server).await,
         }
     }
 }
 
-/// So that it does not take turns with who measures.
-fn on_threads_of_its_own(serve: impl Future<Output = Result<()>> + Send + 'static) -> Kept {
-    let end = CancellationToken::new();
-    let ended = end.clone();
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_way)?;
-        runtime.block_on(async {
-            tokio::select! {
-                served = serve => served,
-                () = ended.cancelled() => Ok(()),
-            }
-        })
-    });
-    Kept::Threads(end, thread)
+/// A way that is open, until it is dropped.
+struct Open {
+    address: String,
+    process: Option<Child>,
+    _folder: Option<tempfile::TempDir>,
 }
 
-async fn forward(listener: std::net::TcpListener, server: String) -> Result<()> {
-    let listener = TcpListener::from_std(listener).map_err(no_way)?;
+impl Open {
+    async fn close(self) -> Result<()> {
+        match self.process {
+            Some(mut process) => process.kill().await.map_err(no_way),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs this program once more, to be a way.
+async fn itself(way: &str, server: &str) -> Result<Open> {
+    let mut process = Command::new(std::env::current_exe().map_err(no_way)?)
+        .args(["way", way, server])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(no_way)?;
+    let says = process.stdout.take().ok_or_else(|| Error::internal("a way to the server says nothing"))?;
+    let address = BufReader::new(says).lines().next_line().await.map_err(no_way)?;
+    // It says itself why.
+    let address = address.ok_or_else(|| Error::internal("a way to the server cannot be set up"))?;
+    Ok(Open { address, process: Some(process), _folder: None })
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct WayToBe {
+    way: String,
+    server: String,
+}
+
+/// Is a way to the server, and says where.
+pub(crate) async fn be(WayToBe { way, server }: WayToBe) -> Result<()> {
+    match way.as_str() {
+        "forwarder" => forward(server).await,
+        "mongo-proxy" => {
+            let proxy = Proxy::bind("127.0.0.1:0", ProxySettings::new(server)).await?;
+            println!("{}", proxy.address());
+            proxy.run(&CancellationToken::new()).await
+        }
+        _ => Err(Error::invalid("there is no such way")),
+    }
+}
+
+async fn forward(server: String) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(no_way)?;
+    println!("{}", listener.local_addr().map_err(no_way)?);
     loop {
         let (mut client, _) = listener.accept().await.map_err(no_way)?;
         let server = server.clone();
@@ -267,25 +246,17 @@ async fn forward(listener: std::net::TcpListener, server: String) -> Result<()> 
     }
 }
 
-/// The mean of what lies between the quartiles. Of values of two kinds, as those of a thread that is woken fast or slowly, a median is of one or of the other.
-fn middle_half(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let outside = values.len() / 4;
-    let inside = &values[outside..values.len() - outside];
-    inside.iter().sum::<f64>() / inside.len() as f64
+/// Of values of two kinds, as those of a thread that is woken fast or slowly, a median is one of the one or of the other.
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let number = values.len() as f64;
+    values.sum::<f64>() / number
 }
 
 fn no_way(error: std::io::Error) -> Error {
     Error::internal("a way to the server cannot be set up").with_source(error)
 }
 
-struct HaProxy {
-    process: Child,
-    _folder: tempfile::TempDir,
-}
-
-async fn start_haproxy(path: &Path, server: &str) -> Result<(HaProxy, SocketAddr)> {
+async fn haproxy(path: &Path, server: &str) -> Result<Open> {
     // Somebody else could take the port in between; then it does not start, and that is told.
     let address = TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr()).map_err(no_way)?;
     let folder = tempfile::tempdir().map_err(no_way)?;
@@ -294,7 +265,7 @@ async fn start_haproxy(path: &Path, server: &str) -> Result<(HaProxy, SocketAddr
         "global\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\nlisten mongo\n  bind {address}\n  server one {server}\n"
     );
     tokio::fs::write(&file, configuration).await.map_err(no_way)?;
-    let process = Command::new(path)
+    let mut process = Command::new(path)
         .arg("-db")
         .arg("-f")
         .arg(&file)
@@ -308,7 +279,11 @@ async fn start_haproxy(path: &Path, server: &str) -> Result<(HaProxy, SocketAddr
         }
         sleep(Duration::from_millis(20)).await;
     }
-    Ok((HaProxy { process, _folder: folder }, address))
+    // Or it was somebody else who listens there.
+    if process.try_wait().map_err(no_way)?.is_some() {
+        return Err(Error::new(ErrorKind::Unavailable, "a peer has ended"));
+    }
+    Ok(Open { address: address.to_string(), process: Some(process), _folder: Some(folder) })
 }
 
 const WARM_UP: Duration = Duration::from_millis(500);

@@ -119,6 +119,11 @@ impl Peer {
         if self.buffer.is_empty() { Err(Gone::Closed) } else { Err(Gone::Broken(io::ErrorKind::UnexpectedEof.into())) }
     }
 
+    /// Whether a whole message is there.
+    pub(crate) fn has_message(&self) -> bool {
+        matches!(self.header(), Some(Ok(header)) if header.length <= self.buffered().len())
+    }
+
     /// Whether it has said that nothing more comes. It may still read, as who has closed only one half of a connection; and nobody knows whether it does.
     pub(crate) fn has_ended(&self) -> bool {
         self.has_ended

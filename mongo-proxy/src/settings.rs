@@ -27,7 +27,7 @@ pub struct ProxySettings {
     /// How long a connection to the server may take. Default 5 s; at most a day, as all times here.
     pub connect_within: Duration,
     /// How long a message may take from its first byte on, and a second more for each 64 KiB of it that have come; the first one from the connection on. And how long a client may take no bytes, and how long
-    /// one of which nothing more comes is waited for with its last answer. How long an *operation* takes is not limited. Default 30 s.
+    /// a server may take for the next bytes of an answer to a client of which nothing more comes. How long an *operation* takes is not limited. Default 30 s.
     pub message_within: Duration,
     /// How long the proxy goes on when it is to stop, for requests under way, for transactions and for cursors that were used within the last so long. Default 20 s, so that
     /// it ends by itself where it is killed after 30.

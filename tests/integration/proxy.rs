@@ -184,6 +184,7 @@ async fn who_closes_half_a_connection_has_the_answer_and_what_nobody_waits_for_e
         let builder = TestDeployment::standalone();
         let server = if with_tls { builder.with_tls() } else { builder }.start().await.unwrap();
         let mut settings = ProxySettings::new(server.member(0).host_port());
+        settings.message_within = Duration::from_secs(3600);
         if with_tls {
             settings = settings.with_upstream_tls(UpstreamTls::default().with_ca_file(server.ca_file().unwrap()));
         }
@@ -193,9 +194,12 @@ async fn who_closes_half_a_connection_has_the_answer_and_what_nobody_waits_for_e
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(&message(1, &body)).await.unwrap();
             stream.shutdown().await.unwrap();
-            let answer = tokio::time::timeout(Duration::from_secs(20), answer(&mut stream)).await.unwrap();
-            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
-            answer
+            let answered = async {
+                let answer = answer(&mut stream).await;
+                assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+                answer
+            };
+            tokio::time::timeout(Duration::from_secs(30), answered).await.unwrap()
         };
         let many: Vec<Document> = (0..500).map(|id| doc! { "_id": id }).collect();
         let inserted = half(doc! { "insert": "many", "documents": many, "$db": "shop" }).await;
@@ -236,10 +240,11 @@ async fn an_idle_connection_costs_as_much_memory_as_is_said() {
     let mut says = BufReader::new(proxy.stderr.take().unwrap()).lines();
     let says_first = tokio::time::timeout(Duration::from_secs(30), says.next_line()).await.unwrap().unwrap().unwrap();
     let address = says_first.split(['/', '?']).nth(2).unwrap().to_owned();
-    let status = format!("/proc/{}/status", proxy.id().unwrap());
+    // Which is counted when it is asked for, other than what `status` says.
+    let map = format!("/proc/{}/smaps_rollup", proxy.id().unwrap());
     let resident = || {
-        let status = std::fs::read_to_string(&status).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let map = std::fs::read_to_string(&map).unwrap();
+        let line = map.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
     };
     // With as much said as would not fit into what is kept.
@@ -256,8 +261,9 @@ async fn an_idle_connection_costs_as_much_memory_as_is_said() {
     let _first = connect(100).await;
     let before = resident();
     let _others = connect(400).await;
-    let each = resident().saturating_sub(before) as f64 / 400.0;
-    assert!(each < 16.0, "{each} KiB");
+    let each = (resident() - before) as f64 / 400.0;
+    // At least its buffers.
+    assert!((8.0..20.0).contains(&each), "{each} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread")]

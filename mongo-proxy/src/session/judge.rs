@@ -9,7 +9,7 @@ use super::{Ended, Session, unasked};
 use crate::{
     command::{Command, Leaves, Transaction},
     hello::{self, Hello},
-    peer::{Gone, LARGE, SMALL},
+    peer::{LARGE, SMALL},
     proxy::{Opening, Shared},
     rules::{Access, Held, Refused, RuleBook, Ruling, Step, Who, wait_for_rate, wait_for_slot},
     wire::{Malformed, bson_scan::LONGEST_DOCUMENT, header::LONGEST, rewrite},
@@ -256,7 +256,8 @@ impl Session<'_> {
                 () = self.stop.cancelled() => return Ok(Waited::Stopped),
                 filled = self.client.fill(SMALL), if !is_full => match filled {
                     Ok(()) => {}
-                    Err(Gone::Closed) => return Err(Ended::Closed),
+                    // Nobody who waits in line is taken to be there still.
+                    Err(_) if self.client.has_ended() => return Err(Ended::Closed),
                     Err(gone) => return Err(Ended::Client(gone)),
                 },
                 filled = self.server.fill(SMALL) => return Err(unasked(filled)),

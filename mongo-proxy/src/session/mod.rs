@@ -79,8 +79,6 @@ pub(crate) struct Session<'a> {
     is_silent: bool,
     /// What the server is at for the client.
     server_is_at: Work,
-    /// Until when the server may take to answer a client of which nothing more comes.
-    leaves_at: Option<Instant>,
     /// Whether the proxy is being stopped. Its own, as it has a lock that is taken at each request.
     stop: CancellationToken,
     /// What the request under way holds of the memory for large ones.
@@ -90,6 +88,7 @@ pub(crate) struct Session<'a> {
 /// What a server is at for a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
+    /// Nothing, or a question of the proxy's own.
     Nothing,
     /// A request, which it has as a whole.
     Request,
@@ -110,7 +109,6 @@ impl<'a> Session<'a> {
             is_welcome: None,
             is_silent: false,
             server_is_at: Work::Nothing,
-            leaves_at: None,
             stop: shared.stop_of_a_session(),
             memory: None,
         }

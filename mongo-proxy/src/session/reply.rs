@@ -9,7 +9,7 @@ use super::{Ended, INFLATED_HERE, Session, Work, blocking, judge::Expects, reque
 use crate::{
     command::Leaves,
     hello,
-    peer::{LARGE, SMALL},
+    peer::{Gone, LARGE, SMALL},
     wire::{
         Malformed, bson_scan, compression,
         header::{HEADER, Header, Opcode},
@@ -61,8 +61,7 @@ impl Session<'_> {
                 }
             };
             if !more_follow {
-                // Who says nothing more needs no name.
-                if is_login && !self.server.is_told_the_end() {
+                if is_login {
                     self.identify().await?;
                 }
                 return Ok(bytes);
@@ -142,6 +141,11 @@ impl Session<'_> {
 
     /// Asks the server who is logged in now: it alone knows, whatever the way was. Nothing of what a client logs in with is looked at here.
     pub(super) async fn identify(&mut self) -> Result<(), Ended> {
+        // Who says nothing more needs no name.
+        if self.server.is_told_the_end() {
+            return Ok(());
+        }
+        self.server_is_at = Work::Nothing;
         let answer = self.ask_in_any_version(rawdoc! { "connectionStatus": 1, "$db": "admin" }).await?;
         let users = answer.get_document("authInfo").and_then(|info| info.get_array("authenticatedUsers"));
         let users = users.map_err(|_| Ended::WrongReply)?.into_iter().map(|user| {
@@ -210,32 +214,38 @@ impl Session<'_> {
     }
 
     /// Reads more of the server, and looks whether the client is still there. If it says that nothing more comes, the server is told so, and does with it what it
-    /// does with its own clients: it ends what it is at, if that can be, and answers.
+    /// does with its own clients: it ends what it is at, if that can be, and answers. Whether anybody is there to read that nobody knows, so that it is waited
+    /// for only so long.
     async fn more_of_the_server(&mut self) -> Result<(), Ended> {
+        let mut patience = None;
         loop {
-            let is_last = self.client.has_ended() && self.client.buffered().is_empty();
-            match self.server_is_at {
-                // A driver that watches a server goes like that, and nobody would end it otherwise.
-                Work::Stream if self.client.has_ended() => return Err(Ended::Closed),
-                Work::Request if is_last && !self.server.is_told_the_end() => {
+            if self.client.has_ended() {
+                if self.server_is_at == Work::Stream {
+                    // A driver that watches a server goes like that, and nobody would end it otherwise.
+                    return Err(Ended::Closed);
+                }
+                patience.get_or_insert(Instant::now() + self.shared.settings.message_within);
+                let is_last = !self.client.has_message();
+                if is_last && self.server_is_at == Work::Request && !self.server.is_told_the_end() {
                     // If it cannot be told, reading from it says why.
                     let _may_have_gone = self.server.tell_the_end();
-                    self.leaves_at = Some(Instant::now() + self.shared.settings.message_within);
                 }
-                _ => {}
             }
             let is_full = self.client.buffered().len() >= LARGE;
             let may_say_more = !is_full && !self.client.has_ended();
             tokio::select! {
                 biased;
-                filled = self.server.fill(LARGE) => return filled.map_err(Ended::Server),
+                filled = self.server.fill(LARGE) => return match filled {
+                    // One that was told so, and closes instead of answering.
+                    Err(Gone::Closed) if self.server.is_told_the_end() => Err(Ended::Closed),
+                    filled => filled.map_err(Ended::Server),
+                },
                 filled = self.client.fill(SMALL), if may_say_more => match filled {
                     Ok(()) => return Ok(()),
                     Err(_) if self.client.has_ended() => {}
                     Err(gone) => return Err(Ended::Client(gone)),
                 },
-                // Nobody knows whether it is there at all.
-                () = until(self.leaves_at) => return Err(Ended::Closed),
+                () = until(patience) => return Err(Ended::Client(Gone::Stalled)),
             }
         }
     }

@@ -130,6 +130,8 @@ async fn a_client_that_goes_takes_its_server_connection_with_it() {
     soon(whole_message(&mut server)).await;
     drop(client);
     assert!(soon(rest(&mut server)).await.is_empty());
+    server.write_all(&message(2, 1, 0, &doc! { "ok": 0, "code": 279 })).await.unwrap();
+    soon(nobody(&stage)).await;
 }
 
 #[tokio::test]
@@ -152,14 +154,33 @@ async fn who_says_that_nothing_more_comes_has_the_answers_to_all_that_came() {
 
 #[tokio::test]
 async fn nobody_waits_for_ever_with_a_client_of_which_nothing_more_comes() {
-    let stage = stage(|settings| settings.message_within = Duration::from_millis(300)).await;
+    let limited =
+        Rule::new("often", [Action::LimitRate(RateRule::new(1.0, 100))]).with_match(Match::default().commands(["find"]));
+    let with_rule = rules([limited]);
+    let stage = stage(|settings| {
+        with_rule(settings);
+        settings.message_within = Duration::from_millis(300);
+    })
+    .await;
+    // A request; one and the beginning of another; two; one before which the server is asked who that is. It never answers.
+    for sent in [ping(1), [&ping(1)[..], b"x"].concat(), [ping(1), ping(2)].concat(), find(1)] {
+        let (mut client, mut server) = stage.connect().await;
+        client.write_all(&sent).await.unwrap();
+        soon(whole_message(&mut server)).await;
+        client.shutdown().await.unwrap();
+        assert!(soon(rest(&mut client)).await.is_empty());
+        assert!(soon(rest(&mut server)).await.is_empty());
+    }
+    soon(nobody(&stage)).await;
+    // A server that goes instead of answering has not failed.
     let (mut client, mut server) = stage.connect().await;
     client.write_all(&ping(1)).await.unwrap();
     soon(whole_message(&mut server)).await;
     client.shutdown().await.unwrap();
-    // The server never answers.
-    assert!(soon(rest(&mut client)).await.is_empty());
     assert!(soon(rest(&mut server)).await.is_empty());
+    drop(server);
+    soon(nobody(&stage)).await;
+    assert_eq!(stage.metrics.counter_value("mongo_proxy_connections_total", &[("outcome", "server_failed")]), Some(0));
     // Replies without an end are not waited for at all.
     let stage = self::stage(|settings| settings.message_within = Duration::from_secs(3600)).await;
     let (mut client, mut server) = stage.connect().await;
@@ -169,6 +190,14 @@ async fn nobody_waits_for_ever_with_a_client_of_which_nothing_more_comes() {
     soon(whole_message(&mut client)).await;
     client.shutdown().await.unwrap();
     assert!(soon(rest(&mut client)).await.is_empty());
+    soon(nobody(&stage)).await;
+}
+
+/// Waits until nobody is connected.
+async fn nobody(stage: &Stage) {
+    while !stage.handle.connections().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
@@ -217,12 +246,16 @@ async fn who_sends_much_without_waiting_leaves_others_their_turns() {
         (0..many).flat_map(|number| message(number, 0, MORE_TO_COME, &doc! { "insert": "c", "$db": "d" })).collect();
     client.write_all(&all).await.unwrap();
     let refused = || stage.metrics.counter_value("mongo_proxy_refused_total", &[("reason", "denied")]).unwrap();
-    let mut turns = 0;
-    while refused() < u64::try_from(many).unwrap() {
-        turns += u32::from(refused() > 0);
-        tokio::task::yield_now().await;
-    }
+    let turns = async {
+        let mut turns = 0;
+        while refused() < u64::try_from(many).unwrap() {
+            turns += u32::from(refused() > 0);
+            tokio::task::yield_now().await;
+        }
+        turns
+    };
     // On this one thread, the session and this.
+    let turns = soon(turns).await;
     assert!(turns >= 8, "{turns}");
 }
 
