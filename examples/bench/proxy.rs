@@ -20,7 +20,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     process::{Child, Command},
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 #[derive(Args, Clone)]
@@ -201,14 +201,17 @@ impl Open {
 async fn itself(way: &str, server: &str) -> Result<Open> {
     let mut process = Command::new(std::env::current_exe().map_err(no_way)?)
         .args(["way", way, server])
+        // By whose end it knows that this one has gone.
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(no_way)?;
     let says = process.stdout.take().ok_or_else(|| Error::internal("a way to the server says nothing"))?;
-    let address = BufReader::new(says).lines().next_line().await.map_err(no_way)?;
+    let mut says = BufReader::new(says).lines();
+    let address = timeout(Duration::from_secs(10), says.next_line()).await.map_err(|late| no_way(late.into()))?;
     // It says itself why.
-    let address = address.ok_or_else(|| Error::internal("a way to the server cannot be set up"))?;
+    let address = address.map_err(no_way)?.ok_or_else(|| Error::internal("a way to the server cannot be set up"))?;
     Ok(Open { address, process: Some(process), _folder: None })
 }
 
@@ -220,6 +223,10 @@ pub(crate) struct WayToBe {
 
 /// Is a way to the server, and says where.
 pub(crate) async fn be(WayToBe { way, server }: WayToBe) -> Result<()> {
+    std::thread::spawn(|| {
+        let _nobody_says_anything = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
     match way.as_str() {
         "forwarder" => forward(server).await,
         "mongo-proxy" => {

@@ -131,6 +131,10 @@ impl<'a> Session<'a> {
 
     /// One request and all that comes of it.
     async fn exchange(&mut self) -> Result<(), Ended> {
+        if self.server.is_told_the_end() {
+            // What is left of the client's is no request.
+            return Err(Ended::Closed);
+        }
         // Of who has sent many requests at once, and waits for nothing, others on the same thread have their turn in between.
         consume_budget().await;
         let header = self.next_request().await?;

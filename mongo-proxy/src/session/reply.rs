@@ -9,7 +9,7 @@ use super::{Ended, INFLATED_HERE, Session, Work, blocking, judge::Expects, reque
 use crate::{
     command::Leaves,
     hello,
-    peer::{Gone, LARGE, SMALL},
+    peer::{LARGE, SMALL},
     wire::{
         Malformed, bson_scan, compression,
         header::{HEADER, Header, Opcode},
@@ -207,7 +207,11 @@ impl Session<'_> {
             let is_between = self.server.buffered().is_empty();
             tokio::select! {
                 biased;
-                more = self.more_of_the_server() => more?,
+                more = self.more_of_the_server() => match more {
+                    // One that was told the end, and goes instead of answering.
+                    Err(Ended::Server(_)) if is_between && self.server.is_told_the_end() => return Err(Ended::Closed),
+                    more => more?,
+                },
                 () = shared.stopping(), if is_one_more && is_between => return Err(Ended::Stopped),
             }
         }
@@ -235,17 +239,13 @@ impl Session<'_> {
             let may_say_more = !is_full && !self.client.has_ended();
             tokio::select! {
                 biased;
-                filled = self.server.fill(LARGE) => return match filled {
-                    // One that was told so, and closes instead of answering.
-                    Err(Gone::Closed) if self.server.is_told_the_end() => Err(Ended::Closed),
-                    filled => filled.map_err(Ended::Server),
-                },
+                filled = self.server.fill(LARGE) => return filled.map_err(Ended::Server),
                 filled = self.client.fill(SMALL), if may_say_more => match filled {
                     Ok(()) => return Ok(()),
                     Err(_) if self.client.has_ended() => {}
                     Err(gone) => return Err(Ended::Client(gone)),
                 },
-                () = until(patience) => return Err(Ended::Client(Gone::Stalled)),
+                () = until(patience) => return Err(Ended::Closed),
             }
         }
     }

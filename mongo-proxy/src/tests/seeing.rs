@@ -34,6 +34,26 @@ async fn who_is_logged_in_the_server_is_asked() {
 }
 
 #[tokio::test]
+async fn who_is_logged_in_is_known_also_of_a_client_that_has_closed_its_half() {
+    let stage =
+        stage(rules([Rule::new("no", [Action::Deny(Denial::Unauthorized)]).with_match(Match::default().users(["admin.ada"]))]))
+            .await;
+    let (mut client, mut server) = stage.connect().await;
+    let login = message(1, 0, 0, &doc! { "saslContinue": 1, "$db": "admin" });
+    client.write_all(&[login, find(2)].concat()).await.unwrap();
+    client.shutdown().await.unwrap();
+    soon(whole_message(&mut server)).await;
+    server.write_all(&message(9, 1, 0, &doc! { "done": true, "ok": 1 })).await.unwrap();
+    soon(whole_message(&mut client)).await;
+    let (header, asked) = soon(whole_message(&mut server)).await;
+    assert_eq!(body_of(&asked), doc! { "connectionStatus": 1, "$db": "admin" });
+    let users = doc! { "authInfo": { "authenticatedUsers": [{ "user": "ada", "db": "admin" }] }, "ok": 1 };
+    server.write_all(&message(9, header.request_id, 0, &users)).await.unwrap();
+    assert_eq!(refused(&mut client, 2).await.get_i32("code").unwrap(), 13);
+    assert!(soon(rest(&mut server)).await.is_empty());
+}
+
+#[tokio::test]
 async fn a_login_that_awaits_no_answer_is_one_all_the_same() {
     let stage = stage(|_| {}).await;
     let (mut client, mut server) = stage.connect().await;

@@ -172,6 +172,18 @@ async fn nobody_waits_for_ever_with_a_client_of_which_nothing_more_comes() {
         assert!(soon(rest(&mut server)).await.is_empty());
     }
     soon(nobody(&stage)).await;
+    // What can never be a request is none, however large it says it is.
+    let large = Header { length: 100 << 10, request_id: 2, response_to: 0, opcode: Opcode::Message };
+    let (mut client, mut server) = stage.connect().await;
+    let mut sent = ping(1);
+    large.write(&mut sent);
+    client.write_all(&sent).await.unwrap();
+    client.shutdown().await.unwrap();
+    soon(whole_message(&mut server)).await;
+    assert!(soon(rest(&mut server)).await.is_empty());
+    server.write_all(&message(9, 1, 0, &doc! { "ok": 1 })).await.unwrap();
+    assert_eq!(soon(whole_message(&mut client)).await.0.response_to, 1);
+    assert!(soon(rest(&mut client)).await.is_empty());
     // A server that goes instead of answering has not failed.
     let (mut client, mut server) = stage.connect().await;
     client.write_all(&ping(1)).await.unwrap();
