@@ -20,8 +20,8 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Closes the half that is written to. Without a goodbye of TLS: a server that looks whether its client is still there sees bytes that wait to be
-    /// read, and takes them for a client that is.
+    /// Closes the half of the connection that is written to, at once and without a goodbye of TLS, for which there might be no room: a server that looks whether
+    /// its client is still there looks at the connection.
     pub(crate) fn close_half(&self) -> io::Result<()> {
         let stream = match self {
             Self::Plain(stream) => stream,
