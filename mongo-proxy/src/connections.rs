@@ -120,7 +120,7 @@ impl Connections {
         Some(connection)
     }
 
-    /// Forgets one, and says how many there are now.
+    /// Forgets one.
     pub(crate) fn close(&self, id: u64) {
         lock(&self.open).remove(&id);
     }

@@ -55,6 +55,10 @@ impl Stage {
         (client, server)
     }
 
+    fn ended(&self, outcome: &str) -> Option<u64> {
+        self.metrics.counter_value("mongo_proxy_connections_total", &[("outcome", outcome)])
+    }
+
     fn malformed(&self, reason: &str) -> Option<u64> {
         self.metrics.counter_value("mongo_proxy_malformed_total", &[("reason", reason)])
     }

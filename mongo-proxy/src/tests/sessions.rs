@@ -172,11 +172,14 @@ async fn nobody_waits_for_ever_with_a_client_of_which_nothing_more_comes() {
         assert!(soon(rest(&mut server)).await.is_empty());
     }
     soon(nobody(&stage)).await;
-    // What can never be a request is none, however large it says it is.
-    let large = Header { length: 100 << 10, request_id: 2, response_to: 0, opcode: Opcode::Message };
+}
+
+#[tokio::test]
+async fn what_can_never_be_a_whole_request_is_none() {
+    let stage = stage(|_| {}).await;
     let (mut client, mut server) = stage.connect().await;
     let mut sent = ping(1);
-    large.write(&mut sent);
+    Header { length: 100 << 10, request_id: 2, response_to: 0, opcode: Opcode::Message }.write(&mut sent);
     client.write_all(&sent).await.unwrap();
     client.shutdown().await.unwrap();
     soon(whole_message(&mut server)).await;
@@ -184,17 +187,32 @@ async fn nobody_waits_for_ever_with_a_client_of_which_nothing_more_comes() {
     server.write_all(&message(9, 1, 0, &doc! { "ok": 1 })).await.unwrap();
     assert_eq!(soon(whole_message(&mut client)).await.0.response_to, 1);
     assert!(soon(rest(&mut client)).await.is_empty());
-    // A server that goes instead of answering has not failed.
-    let (mut client, mut server) = stage.connect().await;
-    client.write_all(&ping(1)).await.unwrap();
-    soon(whole_message(&mut server)).await;
-    client.shutdown().await.unwrap();
-    assert!(soon(rest(&mut server)).await.is_empty());
-    drop(server);
     soon(nobody(&stage)).await;
-    assert_eq!(stage.metrics.counter_value("mongo_proxy_connections_total", &[("outcome", "server_failed")]), Some(0));
-    // Replies without an end are not waited for at all.
-    let stage = self::stage(|settings| settings.message_within = Duration::from_secs(3600)).await;
+    assert_eq!(stage.ended("server_failed"), Some(0));
+}
+
+#[tokio::test]
+async fn a_server_that_goes_when_nothing_more_comes_has_not_failed() {
+    let stage = stage(|_| {}).await;
+    // It goes instead of answering, and in the middle of it.
+    for (half, failed) in [(0, 0), (20, 1)] {
+        let (mut client, mut server) = stage.connect().await;
+        client.write_all(&ping(1)).await.unwrap();
+        soon(whole_message(&mut server)).await;
+        client.shutdown().await.unwrap();
+        assert!(soon(rest(&mut server)).await.is_empty());
+        let answer = message(2, 1, 0, &doc! { "ok": 1 });
+        server.write_all(&answer[..half]).await.unwrap();
+        drop(server);
+        assert_eq!(soon(rest(&mut client)).await, answer[..half]);
+        soon(nobody(&stage)).await;
+        assert_eq!(stage.ended("server_failed"), Some(failed), "{half}");
+    }
+}
+
+#[tokio::test]
+async fn replies_without_an_end_end_when_nothing_more_comes() {
+    let stage = stage(|settings| settings.message_within = Duration::from_secs(3600)).await;
     let (mut client, mut server) = stage.connect().await;
     client.write_all(&message(1, 0, EXHAUST_ALLOWED, &doc! { "hello": 1, "$db": "admin" })).await.unwrap();
     soon(whole_message(&mut server)).await;
@@ -208,7 +226,7 @@ async fn nobody_waits_for_ever_with_a_client_of_which_nothing_more_comes() {
 /// Waits until nobody is connected.
 async fn nobody(stage: &Stage) {
     while !stage.handle.connections().is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::task::yield_now().await;
     }
 }
 
